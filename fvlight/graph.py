@@ -1,0 +1,217 @@
+"""A network as a graph of operations: what stands between the input and a layer.
+
+Traced with ``torch.fx``. Each operation is put into one of a few kinds, according to how it treats space; the
+receptive field and the windowed readout are both computed from these kinds alone.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from fvlight.network import Network
+
+Pair = tuple[int, int]
+
+POINTWISE_MODULES: tuple[type[nn.Module], ...] = (
+    nn.Identity, nn.Dropout, nn.Dropout2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU,
+    nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh,
+    nn.Softplus, nn.LocalResponseNorm, nn.PReLU,
+)  # fmt: skip
+POINTWISE_FUNCTIONS: set[Any] = {
+    F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.softplus,
+    F.dropout, F.local_response_norm, torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.square,
+    torch.abs, torch.sqrt, torch.exp, torch.log, operator.neg, operator.pow, torch.pow, torch.clamp,
+}  # fmt: skip
+POINTWISE_METHODS = {
+    "relu", "relu_", "sigmoid", "tanh", "square", "abs", "sqrt", "exp", "log", "clamp", "pow", "contiguous",
+}  # fmt: skip
+ELEMENTWISE_FUNCTIONS: set[Any] = {
+    operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, operator.truediv,
+    torch.add, torch.mul, torch.sub, torch.div,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Local:
+    """A sliding window over space: convolution or pooling, (height, width) each."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+    @property
+    def extent(self) -> Pair:
+        """Pixels from the first to the last tap, both counted."""
+        return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))  # type: ignore[return-value]
+
+
+class Unsupported(Exception):
+    """The graph holds an operation whose window is not known; its text names the node."""
+
+
+def _pair(value: Any) -> Pair:
+    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+class _Tracer(fx.Tracer):
+    """Keeps, for every module on the way, the node of its (last) output: containers can be asked for too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: dict[str, fx.Node] = {}
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        output = super().call_module(m, forward, args, kwargs)
+        if isinstance(output, fx.Proxy):
+            self.outputs[self.path_of_module(m)] = output.node
+        return output
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The traced network: its nodes in order of execution, and the output node of each module."""
+
+    module: nn.Module
+    nodes: list[fx.Node]
+    outputs: dict[str, fx.Node]
+
+    @property
+    def input(self) -> fx.Node:
+        return next(node for node in self.nodes if node.op == "placeholder")
+
+    def module_of(self, node: fx.Node) -> nn.Module | None:
+        return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def kind(self, node: fx.Node) -> Local | str:
+        """`Local`, "pointwise" (one tensor), "elementwise" (several) or "concatenate".
+
+        Raises:
+            Unsupported: the operation is none of these; the message names the node.
+        """
+        module = self.module_of(node)
+        if module is not None:
+            return _module_kind(module, node)
+        target, inputs = node.target, node.all_input_nodes
+        if node.op == "call_function" and target in (torch.cat, torch.concat) and _dim(node) in (1, -3):
+            return "concatenate"
+        if node.op == "call_function" and target in ELEMENTWISE_FUNCTIONS:
+            return "elementwise" if len(inputs) > 1 else "pointwise"
+        if node.op == "call_function" and target in POINTWISE_FUNCTIONS:
+            return "pointwise"
+        if node.op == "call_function" and target is operator.getitem and _is_channel_slice(node.args[1]):
+            return "pointwise"
+        if node.op == "call_function" and target in (F.max_pool2d, F.avg_pool2d, torch.max_pool2d):
+            return _pool_function(node)
+        if node.op == "call_method" and target in POINTWISE_METHODS:
+            return "pointwise"
+        raise Unsupported(f"operation {node.name!r} ({node.op} {getattr(target, '__name__', target)})")
+
+    def ancestors(self, *targets: fx.Node) -> list[fx.Node]:
+        """The nodes that the targets depend on, themselves included, in order of execution."""
+        wanted, stack = set(targets), list(targets)
+        while stack:
+            for node in stack.pop().all_input_nodes:
+                if node not in wanted:
+                    wanted.add(node)
+                    stack.append(node)
+        return [node for node in self.nodes if node in wanted]
+
+
+def _dim(node: fx.Node) -> int:
+    return int(node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0))  # type: ignore[arg-type]
+
+
+def _is_channel_slice(index: Any) -> bool:
+    """``x[:, a:b]``: a part of the channels, all of space."""
+    return isinstance(index, tuple) and len(index) == 2 and all(isinstance(part, slice) for part in index)
+
+
+def _module_kind(module: nn.Module, node: fx.Node) -> Local | str:
+    if isinstance(module, nn.Conv2d):
+        if isinstance(module.padding, str):
+            raise Unsupported(f"layer {node.target!r} with padding={module.padding!r}")
+        if module.padding_mode != "zeros":
+            raise Unsupported(f"layer {node.target!r} with padding_mode={module.padding_mode!r}")
+        return Local(
+            _pair(module.kernel_size), _pair(module.stride), _pair(module.padding), _pair(module.dilation)
+        )
+    if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+        dilation = _pair(getattr(module, "dilation", 1))
+        return Local(_pair(module.kernel_size), _pair(module.stride), _pair(module.padding), dilation)
+    if isinstance(module, POINTWISE_MODULES):
+        return "pointwise"
+    raise Unsupported(f"layer {node.target!r} ({type(module).__name__})")
+
+
+def _pool_function(node: fx.Node) -> Local:
+    names = ["kernel_size", "stride", "padding"] + (["dilation"] if node.target is not F.avg_pool2d else [])
+    given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+    stride = given.get("stride")
+    kernel = _pair(given["kernel_size"])
+    return Local(
+        kernel,
+        kernel if stride in (None, []) else _pair(stride),
+        _pair(given.get("padding", 0)),
+        _pair(given.get("dilation", 1)),
+    )
+
+
+def trace(network: Network) -> Graph:
+    """Trace a network in evaluation mode (its own mode is put back).
+
+    Raises:
+        Unsupported: ``torch.fx`` cannot trace it; the message says why.
+    """
+    tracer, module = _Tracer(), network.module
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        nodes = list(tracer.trace(module).nodes)
+    except Exception as error:  # fx raises whatever the model's Python raises on a proxy
+        raise Unsupported(f"torch.fx cannot trace {network.name!r}: {str(error).splitlines()[0]}") from error
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+    return Graph(module, nodes, tracer.outputs)
+
+
+def preceding_layer(network: Network, layer: str) -> str:
+    """The name of the activation after the convolution before a layer: where [C] measures distances.
+
+    ``"pixels"`` where no convolution precedes it.
+
+    Raises:
+        Unsupported: branches meet on the way, or what follows the convolution has no name of its own.
+    """
+    graph = trace(network)
+    name = network.resolve(layer)
+    if name not in graph.outputs:
+        raise Unsupported(f"layer {layer!r} is not called")
+    after: list[fx.Node] = []  # from the layer back to the convolution
+    node = graph.outputs[name]
+    while True:
+        if len(node.all_input_nodes) != 1:
+            raise Unsupported(f"branches meet at {node.name!r}")
+        (node,) = node.all_input_nodes
+        if node.op == "placeholder":
+            return "pixels"
+        after.append(node)
+        if isinstance(graph.module_of(node), nn.Conv2d):
+            break
+    last = after.pop()
+    while after and not isinstance(graph.kind(after[-1]), Local):
+        last = after.pop()
+    names = [known for known, output in graph.outputs.items() if output is last and last.op == "call_module"]
+    if not names:
+        raise Unsupported(f"{last.name!r} has no name of its own")
+    return {path: alias for alias, path in network.aliases.items()}.get(names[0], names[0])

@@ -1,0 +1,90 @@
+"""From activations to one score per problem [C, Eqs. 1 and 2]. Every function keeps the axis of problems."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fvlight.errors import FvlightError, unknown
+
+
+class Convention(NamedTuple):
+    """How a score is put together: the paper's equations and the authors' code differ.
+
+    Attributes:
+        name: ``paper`` or ``code``.
+        mean_activation: average the activations over the images of a problem, rather than sum them.
+        rms_distance: root mean squared difference of features, rather than its L2 norm.
+
+    A lambda of the paper's convention is the code's times ``n / sqrt(D)`` for n images and D features.
+    """
+
+    name: str
+    mean_activation: bool
+    rms_distance: bool
+
+
+CONVENTIONS = {
+    "paper": Convention("paper", mean_activation=False, rms_distance=False),
+    "code": Convention("code", mean_activation=True, rms_distance=True),
+}
+
+
+def convention_named(name: str) -> Convention:
+    """`CONVENTIONS[name]`, or an error with the alternatives."""
+    if name not in CONVENTIONS:
+        raise unknown("convention", name, CONVENTIONS)
+    return CONVENTIONS[name]
+
+
+def pair_distances(features: Tensor, convention: Convention) -> Tensor:
+    """Distances of all pairs of images: (b, n, D) to (b, n (n - 1) / 2), pairs in lexicographic order.
+
+    Differences are formed before squaring: two nearly equal images keep their distance to full precision.
+    """
+    images, dimension = features.shape[1:]
+    squared = [
+        (features[:, i, None] - features[:, i + 1 :]).square().sum(-1) for i in range(images - 1)
+    ]
+    if not squared:
+        raise FvlightError("images_per_problem=1: a distance needs at least two images")
+    scale = dimension if convention.rms_distance else 1
+    return (torch.cat(squared, 1) / scale).sqrt()
+
+
+def min_pair_distance(features: Tensor, convention: Convention) -> Tensor:
+    """The smallest distance between two of a problem's images: (b, n, D) to (b,) [C, Eq. 2].
+
+    Differentiable in the closest pair alone, which is the subgradient; where two images coincide the gradient is 0.
+    """
+    images = features.shape[1]
+    with torch.no_grad():
+        closest = pair_distances(features, convention).nan_to_num(nan=math.inf).argmin(1)
+    pairs = torch.tensor(list(combinations(range(images), 2)), device=features.device)[closest]
+    problem = torch.arange(len(features), device=features.device)
+    difference = features[problem, pairs[:, 0]] - features[problem, pairs[:, 1]]
+    scale = math.sqrt(features.shape[2]) if convention.rms_distance else 1.0
+    # vector_norm's subgradient at zero is zero
+    return torch.linalg.vector_norm(difference, dim=1) / scale
+
+
+def diverse_score(
+    activations: Tensor, min_distance: Tensor, lambdas: Tensor, convention: Convention, log_prior: Tensor | None = None
+) -> Tensor:
+    """What diverse feature visualization maximises, one number per problem [C, Eq. 1].
+
+    ``sum_i y_i + lambda min_{i<j} d(x_i, x_j) + alpha sum_i log P(x_i)``; in the code's convention the activations
+    are averaged, but the log-likelihoods are still summed, as in the authors' code.
+
+    Args:
+        activations: (b, n).
+        min_distance, lambdas: (b,).
+        log_prior: (b, n), already multiplied by alpha; None for no prior.
+    """
+    drive = activations.mean(1) if convention.mean_activation else activations.sum(1)
+    score = drive + lambdas * min_distance
+    return score if log_prior is None else score + log_prior.sum(1)

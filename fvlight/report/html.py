@@ -1,0 +1,303 @@
+"""The HTML page of a run: one file, images embedded, nothing fetched."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from .figures import MAX_COLOURED_UNITS, MAX_OVERVIEW_UNITS, MAX_UNIT_FIGURES, FigureFile, write_figures
+from .run_data import (
+    ABSENT,
+    RunData,
+    UnitResult,
+    finite,
+    format_lambda,
+    format_number,
+    read_summary,
+    write_atomically,
+)
+
+# Figures of single units beyond this many bytes stay files: browsers open a page of some tens of megabytes.
+EMBED_LIMIT = 32 * 2**20
+MAX_LISTED = 8
+KINDS = {"diverse": "Diverse feature visualisation"}
+HOLDS = {True: ("holds", "yes"), False: ("does not hold", "no")}
+NOT_SETTINGS = {"units", "claims", "warnings", "complete", "command"}
+SETTING_NAMES = {
+    "task": "task",
+    "network": "network",
+    "layer": "layer of the units",
+    "distance_layer": "layer of the distance",
+    "convention": "convention of the objective",
+    "threshold": "threshold on relative activation",
+    "images_per_problem": "images per problem",
+    "norm": "norm of the images",
+    "image_size": "image size in pixels",
+    "precision": "precision",
+    "seed": "seed",
+    "seconds": "run time in seconds",
+    "version": "fvlight version",
+}
+
+
+@dataclass(frozen=True)
+class EmbeddedFigure:
+    """A figure of the page. `source` is a data URI, or None for a figure that is only named."""
+
+    name: str
+    heading: str
+    caption: str
+    source: str | None
+
+
+@dataclass(frozen=True)
+class Banner:
+    """A statement about the state of the run; `level` is problem or note."""
+
+    level: str
+    text: str
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write RUN/figures/*.png and RUN/report.html from RUN/summary.json and RUN/images.safetensors.
+
+    A run without images.safetensors yields a report without images. Returns the path of the page.
+    """
+    run_dir = Path(run_dir)
+    run = read_summary(run_dir)
+    written = write_figures(run_dir, run)
+    captions, caption_warnings = _read_captions(run_dir / "figures")
+    main = [_embed(figure.path, *_describe(figure, run)) for figure in written if figure.kind != "unit"]
+    main += [
+        _embed(path, path.stem.replace("_", " ").capitalize(), captions.get(path.name, ""))
+        for path in _extra_figures(run_dir / "figures", written)
+    ]
+    single = _embed_units([figure for figure in written if figure.kind == "unit"], run)
+    page = _template().render(
+        summary=run.summary,
+        kind=KINDS.get(str(run.summary.get("task")), str(run.summary.get("task"))),
+        units_text=_units_text(run),
+        banners=_banners(run, has_images=any(figure.kind == "images" for figure in written)),
+        threshold=run.threshold,
+        rows=[_unit_row(unit) for unit in run.units],
+        claims=[_claim_row(claim) for claim in run.summary.get("claims") or ()],
+        figures=main,
+        unit_figures=single,
+        units_without_figure=max(0, len(run.units) - MAX_UNIT_FIGURES) if single else 0,
+        settings=_settings(run),
+        warnings=[str(warning) for warning in run.summary.get("warnings") or ()] + caption_warnings,
+        run_name=run_dir.resolve().name,
+    )
+    path = run_dir / "report.html"
+    # Surrogates can enter through JSON escapes; they have no UTF-8 form and must not stop the report.
+    write_atomically(path, page.encode("utf-8", errors="replace"))
+    return path
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("fvlight.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
+
+
+def _embed(path: Path, heading: str, caption: str) -> EmbeddedFigure:
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return EmbeddedFigure(path.name, heading, caption, f"data:image/png;base64,{data}")
+
+
+def _embed_units(figures: Sequence[FigureFile], run: RunData) -> list[EmbeddedFigure]:
+    """Embed the figures of single units up to EMBED_LIMIT bytes; the others are only named."""
+    embedded, total = [], 0
+    for figure in figures:
+        total += figure.path.stat().st_size
+        heading, caption = _describe(figure, run)
+        if total <= EMBED_LIMIT:
+            embedded.append(_embed(figure.path, heading, caption))
+        else:
+            embedded.append(EmbeddedFigure(figure.path.name, heading, caption, None))
+    return embedded
+
+
+def _extra_figures(folder: Path, written: Sequence[FigureFile]) -> list[Path]:
+    """PNG files that others put into the folder; figures of an earlier report of the run are not extras."""
+    own = {figure.path.name for figure in written} | {"tradeoff.png", "images.png"}
+    return sorted(
+        path
+        for path in folder.glob("*.png")
+        if path.name not in own and not path.name.startswith((".", "unit_")) and path.is_file()
+    )
+
+
+def _read_captions(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Captions of extra figures by file name, and a warning if captions.json cannot be used."""
+    path = folder / "captions.json"
+    if not path.exists():
+        return {}, []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return {}, [f"figures/captions.json could not be read ({error}); its figures have no caption."]
+    if not isinstance(content, dict):
+        return {}, ["figures/captions.json is not an object; its figures have no caption."]
+    return {str(name): str(caption) for name, caption in content.items()}, []
+
+
+def _describe(figure: FigureFile, run: RunData) -> tuple[str, str]:
+    """Heading and caption of one of the report's own figures."""
+    if figure.kind == "tradeoff":
+        return "Trade-off between activation and diversity", _tradeoff_caption(figure, run)
+    total = finite(run.summary.get("images_per_problem"))
+    of_all = (
+        f" The first {figure.columns} of {total:g} images are shown."
+        if total and total > figure.columns
+        else ""
+    )
+    drawn = (
+        f"Images are reduced by a factor of {figure.reduced} (mean over blocks)."
+        if figure.reduced > 1
+        else "Each pixel of an image is drawn as a square, without interpolation."
+    )
+    if figure.kind == "images":
+        units = min(len(run.units), MAX_OVERVIEW_UNITS)
+        which = f"The first {units} of {len(run.units)} units." if units < len(run.units) else "All units."
+        return "Images at three values of λ", (
+            f"{which} Rows of a unit: images at λ = 0 (drive the unit only), at the chosen λ, and at "
+            "the largest λ of the grid; the images of a row were optimised together. Rel. activation is the "
+            f"mean activation of the row's images divided by that at λ = 0.{of_all} Grey cells: no λ was "
+            f"chosen, or no activation was measured. {drawn}"
+        )
+    return f"Unit {figure.unit}: all values of λ", (
+        "One row per λ, in the order of the sweep; the images of a row were optimised together. Below each "
+        "image: the activation of the unit for that image. Min. distance is the smallest distance between "
+        f"two images of the row, measured at {run.summary.get('distance_layer')}. The tinted row is the "
+        "chosen λ. Words in red below a row's label name the state in which an optimisation ended without "
+        f"converging; grey cells: no activation was measured.{of_all} {drawn}"
+    )
+
+
+def _tradeoff_caption(figure: FigureFile, run: RunData) -> str:
+    layer = run.summary.get("distance_layer")
+    distance = f"the smallest distance between two images of a problem, measured at {layer}"
+    relative = (
+        ", divided by its value at λ = 0 (diversity gain)" if figure.quantity == "diversity_gain" else ""
+    )
+    lines = (
+        "One line per unit; large dots mark the chosen λ, open dots problems that did not converge."
+        if len(run.units) <= MAX_COLOURED_UNITS
+        else "Thin lines: single units; thick line: their median at each λ; dots: the λ chosen for a unit."
+    )
+    chosen = ""
+    if run.threshold is not None:
+        chosen = (
+            f" The chosen λ is the largest whose mean activation stays above {run.threshold:g} times that at "
+            "λ = 0 (dashed line)."
+        )
+    return (
+        "(a) Mean activation over the images of a problem, divided by that at λ = 0. "
+        f"(b) Diversity: {distance}{relative}. Ticks mark the values of the grid; λ = 0 is drawn left of the "
+        f"smallest positive value, the rest of the axis is logarithmic. {lines}{chosen} Undefined "
+        "values leave a gap."
+    )
+
+
+def _banners(run: RunData, has_images: bool) -> list[Banner]:
+    """What a reader must know before reading any number."""
+    banners = []
+    if run.summary.get("complete") is not True:
+        banners.append(Banner("problem", "This run is incomplete. Numbers and images below are provisional."))
+    for status, level, meaning in (
+        ("nan", "problem", "ended with values that are not finite (status nan)"),
+        ("interrupted", "problem", "were interrupted"),
+        ("max_steps", "note", "reached the limit on steps before they converged"),
+    ):
+        problems = [(unit, point) for unit, point in run.problems if point.status == status]
+        found = [f"unit {unit.unit} at λ = {point.lam:g}" for unit, point in problems]
+        if found:
+            text = f"{len(found)} of {len(run.problems)} problems {meaning}: {_listed(found)}."
+            banners.append(Banner(level, text))
+    unchosen = [unit.unit for unit in run.units if unit.lambda_selected is None]
+    if unchosen:
+        banners.append(Banner("note", f"No λ was chosen for {_counted(unchosen)}."))
+    if not has_images:
+        banners.append(Banner("note", "The run directory holds no images (images.safetensors)."))
+    return banners
+
+
+def _listed(items: Sequence[str]) -> str:
+    rest = len(items) - MAX_LISTED
+    return ", ".join(items[:MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _counted(units: Sequence[str]) -> str:
+    return f"unit {units[0]}" if len(units) == 1 else f"units {_listed(units)}"
+
+
+def _units_text(run: RunData) -> str:
+    if not run.units:
+        return "no units"
+    names = [unit.unit for unit in run.units]
+    return _counted(names) if len(names) <= MAX_LISTED else f"{len(names)} units ({_listed(names)})"
+
+
+def _unit_row(unit: UnitResult) -> dict[str, str]:
+    point = unit.chosen_point
+    converged = sum(entry.status == "converged" for entry in unit.sweep)
+    return {
+        "unit": unit.unit,
+        "chosen": format_lambda(unit.lambda_selected),
+        "activation": ABSENT if point is None else format_number(point.relative_activation),
+        "gain": ABSENT if point is None else format_number(point.diversity_gain),
+        "distance": ABSENT if point is None else format_number(point.min_distance),
+        "converged": f"{converged} of {len(unit.sweep)}",
+    }
+
+
+def _claim_row(claim: Mapping[str, Any]) -> dict[str, str]:
+    holds = claim.get("holds")
+    verdict, style = HOLDS[holds] if isinstance(holds, bool) else ("not decided", "open")
+    return {
+        "claim": str(claim.get("claim", "")),
+        "source": str(claim.get("source", "")),
+        "expected": _cell(claim.get("expected")),
+        "measured": _cell(claim.get("measured")),
+        "verdict": verdict,
+        "style": style,
+    }
+
+
+def _cell(value: object) -> str:
+    """A string as it is, a number in four digits, null as the word undefined."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return format_number(value, digits=4) if value is None or isinstance(value, float) else str(value)
+
+
+def _settings(run: RunData) -> list[tuple[str, str]]:
+    """Name and value of every setting in summary.json, known ones first, and the grid of lambda."""
+    summary = run.summary
+    keys = [key for key in SETTING_NAMES if key in summary]
+    keys += [key for key in summary if key not in SETTING_NAMES and key not in NOT_SETTINGS]
+    settings = [(SETTING_NAMES.get(key, key.replace("_", " ")), _setting(summary[key])) for key in keys]
+    settings.insert(5, ("values of λ", ", ".join(format_lambda(lam) for lam in run.lambdas) or "none"))
+    return settings
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list) and all(isinstance(item, int | float) for item in value):
+        return " \u00d7 ".join(f"{item:g}" for item in value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

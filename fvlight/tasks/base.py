@@ -1,0 +1,193 @@
+"""What all tasks share: many independent problems, solved in blocks of inner steps under a Lightning Trainer."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from fvlight.errors import FvlightError
+from fvlight.solvers import Adam, Block, Evaluation, Patience, Pool, ProblemAdam, Status, solve_block
+
+PRECISIONS = ("32-true", "bf16-mixed", "64-true")
+CHECKPOINT_KEY = "fvlight"
+
+
+class Blocks:
+    """The task's own data: the numbers 0, 1, 2, … without end. It knows where it was, so that runs can resume."""
+
+    def __init__(self) -> None:
+        self.next = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for self.next in itertools.count(self.next + 1):
+            yield self.next - 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"next": self.next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.next = state["next"]
+
+
+class ProblemTask(L.LightningModule):
+    """A batch of problems, each with its own parameters, score, stopping rule and seed.
+
+    One ``training_step`` is a block of inner steps for the problems in the batch; problems that are done leave it
+    and waiting ones enter, between blocks. ``trainer.fit(task)`` ends by itself when all are done.
+
+    Args:
+        problems: how many.
+        shape: of one problem's parameters.
+        adam, patience: the solver.
+        at_once: problems in the batch at most.
+        inner_steps: solver steps per block.
+        parent: (problems,) see `Pool`.
+    """
+
+    def __init__(
+        self, problems: int, shape: tuple[int, ...], *, adam: Adam, patience: Patience, at_once: int,
+        inner_steps: int, parent: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if at_once < 1 or inner_steps < 1:
+            raise FvlightError(f"at_once={at_once}, inner_steps={inner_steps}: both must be at least 1")
+        self.automatic_optimization = False
+        self.adam, self.patience, self.inner_steps = adam, patience, inner_steps
+        self.raw = nn.Parameter(torch.zeros(problems, *shape))
+        self.pool = Pool(problems, at_once, parent)
+        self.stopping = patience.start(problems)
+        self.history: list[Tensor] = []  # a tensor (rows, 2 + k) per block: problem, steps, the k figures
+        self.seconds = 0.0
+
+    # -- what a task fills in ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def start(self, rows: Tensor) -> Tensor:
+        """Starting parameters (len(rows), *shape) of problems that enter the batch."""
+
+    @abstractmethod
+    def evaluate(self, raw: Tensor, rows: Tensor, dtype: torch.dtype | None) -> Evaluation:
+        """Score of the problems ``rows`` at their parameters, differentiable; network computed in ``dtype``."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What makes this the same set of problems: plain values, compared when a run is resumed."""
+
+    # -- Lightning -----------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> ProblemAdam:
+        return ProblemAdam([self.raw], self.adam)
+
+    def train_dataloader(self) -> Blocks:
+        return Blocks()
+
+    def on_fit_start(self) -> None:
+        if self.trainer.precision not in PRECISIONS:
+            raise FvlightError(
+                f"trainer.precision={self.trainer.precision}: fvlight computes in {', '.join(PRECISIONS)}"
+            )
+        if self.trainer.world_size > 1:
+            raise FvlightError(
+                f"trainer.devices gives {self.trainer.world_size} processes, and this task runs in one: "
+                "set trainer.devices=1"
+            )
+
+    def training_step(self, batch: int, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.step(closure=self.run_block)  # type: ignore[union-attr, call-arg]
+        if self.pool.finished:
+            self.trainer.should_stop = True
+
+    def run_block(self) -> None:
+        """Admit problems, take a block of steps with those in the batch, write their state back."""
+        began = time.monotonic()
+        fresh = self.pool.admit()
+        if len(fresh):
+            self.raw.data[fresh.to(self.device)] = self.start(fresh).to(self.raw)
+        rows = self.pool.active()
+        if len(rows):
+            self._solve(rows)
+        self.seconds += time.monotonic() - began
+
+    def _solve(self, rows: Tensor) -> None:
+        device, dtype = self.device, self._network_dtype()
+        moments = self.optimizers(use_pl_optimizer=False).state[self.raw]  # type: ignore[union-attr]
+        where = rows.to(device)
+        block = Block(
+            raw=self.raw.data[where],
+            first=moments["exp_avg"][where],
+            second=moments["exp_avg_sq"][where],
+            steps=moments["step"][where],
+            stopping={key: value[rows].to(device) for key, value in self.stopping.items()},
+            status=self.pool.status[rows].to(device),
+        )
+        with torch.autocast(device.type, enabled=False):
+            solve_block(
+                lambda raw: self.evaluate(raw, rows, dtype), block, self.adam, self.patience, self.inner_steps
+            )
+        # Rows that became NaN keep what they had when the block began.
+        good = block.status != int(Status.NAN)
+        kept = where[good]
+        self.raw.data[kept] = block.raw[good]
+        moments["exp_avg"][kept], moments["exp_avg_sq"][kept] = block.first[good], block.second[good]
+        moments["step"][kept] = block.steps[good]
+        for key, value in block.stopping.items():
+            self.stopping[key][rows] = value.cpu()
+        self.pool.status[rows] = block.status.cpu()
+        assert block.last is not None
+        columns = [rows.double()[:, None], block.steps.cpu().double()[:, None], block.last.figures.cpu().double()]
+        self.history.append(torch.cat(columns, 1))
+
+    def _network_dtype(self) -> torch.dtype | None:
+        """The number type that the Trainer's precision asks for inside the network."""
+        kind = self.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+    @property
+    def steps(self) -> Tensor:
+        """(problems,) solver steps taken so far."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        return optimizer.state[self.raw]["step"].cpu()  # type: ignore[union-attr, no-any-return]
+
+    # -- checkpoints ---------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CHECKPOINT_KEY] = {
+            "identity": self.identity(),
+            "status": self.pool.status,
+            "stopping": self.stopping,
+            "history": torch.cat(self.history) if self.history else None,
+            "seconds": self.seconds,
+            **self.extra_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if CHECKPOINT_KEY not in checkpoint:
+            raise FvlightError("this checkpoint is not one of fvlight's: resume with a run directory of fvlight")
+        state = checkpoint[CHECKPOINT_KEY]
+        mine = self.identity()
+        for key, value in mine.items():
+            saved = state["identity"].get(key)
+            if saved != value:
+                raise FvlightError(
+                    f"the checkpoint was made with {key}={saved}, this run has {key}={value}: "
+                    "resume with the settings of the run, or begin a new one"
+                )
+        self.pool.status, self.stopping = state["status"], state["stopping"]
+        self.history = [] if state["history"] is None else [state["history"]]
+        self.seconds = state["seconds"]
+        self.load_extra_state(state)
+
+    def extra_state(self) -> dict[str, Any]:
+        """Further plain values and tensors of the task for the checkpoint."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what `extra_state` gave."""
