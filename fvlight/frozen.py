@@ -7,7 +7,9 @@ backward pass can be done once. Three things are gained, and the arithmetic stay
   forward call it runs up to 1.6 times faster on CPUs than the backward one (measured with oneDNN 3.13);
 * towards the image (three input channels) that convolution would leave most of a vector register empty; it is
   computed for blocks of 2 × 2 pixels at once instead, with a 2 × 2 times larger set of outputs;
-* the ReLU that follows runs in place on the convolution's own output, which nobody else has seen.
+* the ReLU that follows runs in place on the convolution's own output, which nobody else has seen; and where a max
+  pooling comes next, pooling goes first: ``relu(pool(x)) = pool(relu(x))``, on a quarter of the numbers, forward
+  and backward.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fvlight.graph import Pair
+from fvlight.graph import Pair, as_pair
 
 FEW_CHANNELS = 4  # up to here 2 x 2 pixels times channels fill one 16-wide vector
 
@@ -31,11 +33,13 @@ class FrozenConv2d:
         conv: the layer whose weights are copied.
         padding: (height, width) of zeros; the layer's own, or (0, 0) for a windowed readout.
         relu: apply a ReLU to the output.
+        pool: and then this max pooling.
     """
 
     def __init__(
-        self, conv: nn.Conv2d, padding: Pair, relu: bool, device: torch.device, dtype: torch.dtype
-    ) -> None:
+        self, conv: nn.Conv2d, padding: Pair, device: torch.device, dtype: torch.dtype, *,
+        relu: bool = False, pool: nn.MaxPool2d | None = None,
+    ) -> None:  # fmt: skip
         def place(weight: Tensor) -> Tensor:
             return weight.to(device, dtype).contiguous(memory_format=torch.channels_last)
 
@@ -44,6 +48,9 @@ class FrozenConv2d:
         self.bias = None if conv.bias is None else conv.bias.detach().to(device, dtype)
         self.stride, self.dilation = conv.stride, conv.dilation
         self.padding, self.groups, self.relu = padding, conv.groups, relu
+        self.pooling = None if pool is None else (
+            as_pair(pool.kernel_size), as_pair(pool.stride), as_pair(pool.padding), as_pair(pool.dilation), pool.ceil_mode
+        )  # fmt: skip
         self.backward_weight: Tensor | None = None
         self.backward_padding = tuple(k - 1 - p for k, p in zip(conv.kernel_size, padding, strict=True))
         # A CPU's forward kernels are the faster ones; cuDNN has tuned kernels for both directions.
@@ -90,15 +97,27 @@ class _FrozenConv(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, conv: FrozenConv2d) -> Tensor:
         y = F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
         ctx.conv, ctx.x_shape = conv, x.shape
+        # Only the shape of the unpooled output is needed again; the tensor itself is let go.
+        ctx.y_shape = y.shape
+        indices = None
+        if conv.pooling is not None:
+            y, indices = torch.ops.aten.max_pool2d_with_indices(y, *conv.pooling)
         if conv.relu:
             y.relu_()
-            ctx.save_for_backward(y)
+        ctx.save_for_backward(y if conv.relu else None, indices)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        if ctx.conv.relu:
-            (y,) = ctx.saved_tensors
+        y, indices = ctx.saved_tensors
+        if y is not None:
             gradient = torch.ops.aten.threshold_backward(gradient, y, 0)
+        if indices is not None:
+            like = torch.empty(  # stands in for the unpooled output, of which only the shape is read
+                ctx.y_shape, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last
+            )
+            gradient = torch.ops.aten.max_pool2d_with_indices_backward(
+                gradient, like, *ctx.conv.pooling, indices
+            )
         return ctx.conv.input_gradient(gradient, ctx.x_shape), None

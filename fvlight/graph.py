@@ -57,7 +57,8 @@ class Unsupported(Exception):
     """The graph holds an operation whose window is not known; its text names the node."""
 
 
-def _pair(value: Any) -> Pair:
+def as_pair(value: Any) -> Pair:
+    """A module's size argument as (height, width)."""
     return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
@@ -143,11 +144,14 @@ def _module_kind(module: nn.Module, node: fx.Node) -> Local | str:
         if module.padding_mode != "zeros":
             raise Unsupported(f"layer {node.target!r} with padding_mode={module.padding_mode!r}")
         return Local(
-            _pair(module.kernel_size), _pair(module.stride), _pair(module.padding), _pair(module.dilation)
+            as_pair(module.kernel_size),
+            as_pair(module.stride),
+            as_pair(module.padding),
+            as_pair(module.dilation),
         )
     if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-        dilation = _pair(getattr(module, "dilation", 1))
-        return Local(_pair(module.kernel_size), _pair(module.stride), _pair(module.padding), dilation)
+        dilation = as_pair(getattr(module, "dilation", 1))
+        return Local(as_pair(module.kernel_size), as_pair(module.stride), as_pair(module.padding), dilation)
     if isinstance(module, POINTWISE_MODULES):
         return "pointwise"
     raise Unsupported(f"layer {node.target!r} ({type(module).__name__})")
@@ -157,12 +161,12 @@ def _pool_function(node: fx.Node) -> Local:
     names = ["kernel_size", "stride", "padding"] + (["dilation"] if node.target is not F.avg_pool2d else [])
     given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
     stride = given.get("stride")
-    kernel = _pair(given["kernel_size"])
+    kernel = as_pair(given["kernel_size"])
     return Local(
         kernel,
-        kernel if stride in (None, []) else _pair(stride),
-        _pair(given.get("padding", 0)),
-        _pair(given.get("dilation", 1)),
+        kernel if stride in (None, []) else as_pair(stride),
+        as_pair(given.get("padding", 0)),
+        as_pair(given.get("dilation", 1)),
     )
 
 

@@ -47,9 +47,7 @@ def pair_distances(features: Tensor, convention: Convention) -> Tensor:
     Differences are formed before squaring: two nearly equal images keep their distance to full precision.
     """
     images, dimension = features.shape[1:]
-    squared = [
-        (features[:, i, None] - features[:, i + 1 :]).square().sum(-1) for i in range(images - 1)
-    ]
+    squared = [(features[:, i, None] - features[:, i + 1 :]).square().sum(-1) for i in range(images - 1)]
     if not squared:
         raise FvlightError("images_per_problem=1: a distance needs at least two images")
     scale = dimension if convention.rms_distance else 1
@@ -73,7 +71,11 @@ def min_pair_distance(features: Tensor, convention: Convention) -> Tensor:
 
 
 def diverse_score(
-    activations: Tensor, min_distance: Tensor, lambdas: Tensor, convention: Convention, log_prior: Tensor | None = None
+    activations: Tensor,
+    min_distance: Tensor,
+    lambdas: Tensor,
+    convention: Convention,
+    log_prior: Tensor | None = None,
 ) -> Tensor:
     """What diverse feature visualization maximises, one number per problem [C, Eq. 1].
 

@@ -116,9 +116,7 @@ STATES: dict[str, State] = {
     "deterministic algorithms": State(
         _read_deterministic, lambda old: torch.use_deterministic_algorithms(old[0], warn_only=old[1])
     ),
-    "float32 matmul precision": State(
-        torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
-    ),
+    "float32 matmul precision": State(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     "torch threads": State(torch.get_num_threads, torch.set_num_threads),
     "GlobalHydra": State(_hydra_initialised, _clear_hydra),
     "process group": State(_process_group, lambda _: torch.distributed.destroy_process_group()),

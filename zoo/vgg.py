@@ -17,26 +17,24 @@ CHANNELS = {1: (64, 2), 2: (128, 2), 3: (256, 4), 4: (512, 4), 5: (512, 4)}  # b
 MEAN_RGB = (123.68, 116.779, 103.939)  # ImageNet, 0..255
 
 
-class VGG19(nn.Sequential):
+def vgg19(last: str = "conv5_4") -> nn.Sequential:
     """The convolutions of VGG-19 [Simonyan & Zisserman 2015]: ``conv1_1, relu1_1, …, pool1, …``, 3 × 3 unpadded.
 
     Args:
         last: the last convolution to build.
     """
-
-    def __init__(self, last: str = "conv5_4") -> None:
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        inputs = 3
-        for name in conv_names():
-            block = int(name[4])
-            if name.endswith("_1") and block > 1:
-                layers[f"pool{block - 1}"] = nn.MaxPool2d(2)
-            layers[name] = nn.Conv2d(inputs, CHANNELS[block][0], 3)
-            layers[name.replace("conv", "relu")] = nn.ReLU()
-            inputs = CHANNELS[block][0]
-            if name == last:
-                break
-        super().__init__(layers)
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    inputs = 3
+    for name in conv_names():
+        block = int(name[4])
+        if name.endswith("_1") and block > 1:
+            layers[f"pool{block - 1}"] = nn.MaxPool2d(2)
+        layers[name] = nn.Conv2d(inputs, CHANNELS[block][0], 3)
+        layers[name.replace("conv", "relu")] = nn.ReLU()
+        inputs = CHANNELS[block][0]
+        if name == last:
+            break
+    return nn.Sequential(layers)
 
 
 def conv_names() -> list[str]:
@@ -58,7 +56,9 @@ def fold_input(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     expected = -torch.tensor(MEAN_RGB)
     is_permutation = torch.equal(order.round(), order) and torch.equal(order.sum(0), torch.ones(3))
     if not is_permutation or not torch.allclose(bias, order @ expected, atol=0.5):
-        raise FvlightError("the weights' preproc is not 255 RGB minus the ImageNet mean in some channel order")
+        raise FvlightError(
+            "the weights' preproc is not 255 RGB minus the ImageNet mean in some channel order"
+        )
     tensors["conv1_1.weight"] = torch.einsum("oihw,ic->ochw", tensors["conv1_1.weight"], order)
     return tensors
 
@@ -71,7 +71,7 @@ def vgg19_normalised(*, weights: str = "default", seed: int = 0) -> Network:
     ``default`` (such a file in the weights folder), or ``random`` (He initialisation, zero biases).
     """
     if weights == "random":
-        module = VGG19()
+        module = vgg19()
         generator = torch.Generator().manual_seed(seed)
         for conv in (m for m in module if isinstance(m, nn.Conv2d)):
             nn.init.kaiming_normal_(conv.weight, generator=generator)
@@ -82,7 +82,7 @@ def vgg19_normalised(*, weights: str = "default", seed: int = 0) -> Network:
             weights = str(find_default("vgg19_normalised.safetensors", "vgg19_normalised", origin))
         tensors = fold_input(read_weights(weights))
         present = [name for name in conv_names() if f"{name}.weight" in tensors]
-        module = VGG19(last=present[-1] if present else "conv5_4")
+        module = vgg19(last=present[-1] if present else "conv5_4")
         load_weights(module, tensors, weights)
     space = InputSpace(channels=3, scale=255.0, mean=MEAN_RGB, std=(1.0,))
     return Network(module, "vgg19_normalised", space)

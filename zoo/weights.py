@@ -41,7 +41,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FvlightError(f"no weights file {str(path)!r}: network.weights takes default, random or a file")
     if path.suffix != ".safetensors":
-        raise FvlightError(f"weights file {str(path)!r} is not .safetensors: convert it with safetensors.torch.save_file")
+        raise FvlightError(
+            f"weights file {str(path)!r} is not .safetensors: convert it with safetensors.torch.save_file"
+        )
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -64,5 +66,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     if shapes:
         problems.append(f"{len(shapes)} of another shape ({'; '.join(shapes[:3])})")
     if problems:
-        raise FvlightError(f"weights from {source!r} do not fit {type(module).__name__}: {', '.join(problems)}")
+        raise FvlightError(
+            f"weights from {source!r} do not fit {type(module).__name__}: {', '.join(problems)}"
+        )
     module.load_state_dict(dict(tensors))

@@ -3,7 +3,9 @@
 This package reads only the files of a run directory and imports nothing else of fvlight.
 """
 
-from .html import write_report
+from .averages import averages_sheet
+from .html import add_figure, write_report
+from .phases import CellSweep, phase_figure
 from .table import print_summary_table
 
-__all__ = ["print_summary_table", "write_report"]
+__all__ = ["CellSweep", "add_figure", "averages_sheet", "phase_figure", "print_summary_table", "write_report"]

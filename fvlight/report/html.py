@@ -98,6 +98,17 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
+def add_figure(run_dir: Path, name: str, png: bytes, caption: str) -> Path:
+    """Put a further figure into RUN/figures, with the caption that `write_report` will print under it."""
+    folder = run_dir / "figures"
+    captions, _ = _read_captions(folder)
+    write_atomically(folder / name, png)
+    write_atomically(
+        folder / "captions.json", json.dumps({**captions, name: caption}, ensure_ascii=False).encode()
+    )
+    return folder / name
+
+
 def _template() -> Any:
     environment = Environment(
         loader=PackageLoader("fvlight.report", ""),

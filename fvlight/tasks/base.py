@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fvlight.errors import FvlightError
+from fvlight.memory import keep_freed_memory
 from fvlight.solvers import Adam, Block, Evaluation, Patience, Pool, ProblemAdam, Status, solve_block
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
@@ -26,7 +26,8 @@ class Blocks:
         self.next = 0
 
     def __iter__(self) -> Iterator[int]:
-        for self.next in itertools.count(self.next + 1):
+        while True:
+            self.next += 1
             yield self.next - 1
 
     def state_dict(self) -> dict[str, int]:
@@ -89,6 +90,8 @@ class ProblemTask(L.LightningModule):
         return Blocks()
 
     def on_fit_start(self) -> None:
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if self.trainer.precision not in PRECISIONS:
             raise FvlightError(
                 f"trainer.precision={self.trainer.precision}: fvlight computes in {', '.join(PRECISIONS)}"
@@ -142,7 +145,11 @@ class ProblemTask(L.LightningModule):
             self.stopping[key][rows] = value.cpu()
         self.pool.status[rows] = block.status.cpu()
         assert block.last is not None
-        columns = [rows.double()[:, None], block.steps.cpu().double()[:, None], block.last.figures.cpu().double()]
+        columns = [
+            rows.double()[:, None],
+            block.steps.cpu().double()[:, None],
+            block.last.figures.cpu().double(),
+        ]
         self.history.append(torch.cat(columns, 1))
 
     def _network_dtype(self) -> torch.dtype | None:
@@ -170,7 +177,9 @@ class ProblemTask(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if CHECKPOINT_KEY not in checkpoint:
-            raise FvlightError("this checkpoint is not one of fvlight's: resume with a run directory of fvlight")
+            raise FvlightError(
+                "this checkpoint is not one of fvlight's: resume with a run directory of fvlight"
+            )
         state = checkpoint[CHECKPOINT_KEY]
         mine = self.identity()
         for key, value in mine.items():

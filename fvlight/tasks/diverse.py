@@ -35,7 +35,11 @@ class UnitReadout:
     """
 
     def __init__(
-        self, network: Network, layer: str, distance_layer: str = "auto", image_size: tuple[int, int] | None = None
+        self,
+        network: Network,
+        layer: str,
+        distance_layer: str = "auto",
+        image_size: tuple[int, int] | None = None,
     ) -> None:
         if distance_layer == "auto":
             try:
@@ -54,7 +58,9 @@ class UnitReadout:
             probe = torch.zeros(1, *self.image_shape)
             self.units = self.readout(probe)[0].shape[1]
 
-    def __call__(self, images: Tensor, units: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, images: Tensor, units: Tensor, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Images (b, n, C, H, W) and units (b,) to activations (b, n) and features (b, n, D)."""
         problems, n = images.shape[:2]
         flat = images.flatten(0, 1)
@@ -176,6 +182,10 @@ class DiverseTask(ProblemTask):
         if continuation not in ("none", "ascending", "descending"):
             raise FvlightError(f"continuation={continuation!r}: there are none, ascending, descending")
 
+    def address(self, problem: int) -> tuple[int, float, int]:
+        """Unit, lambda and start of a problem."""
+        return int(self._unit_of[problem]), float(self._lambda_of[problem]), int(self._start_of[problem])
+
     # -- the problems --------------------------------------------------------------------------------------
 
     def evaluate(self, raw: Tensor, rows: Tensor, dtype: torch.dtype | None) -> Evaluation:
@@ -191,7 +201,11 @@ class DiverseTask(ProblemTask):
         if self.prior is not None:
             log_prior = self.alpha * self.prior(images.flatten(0, 1)).view_as(activations)
         lambdas = self._lambda_of[rows].to(raw.device, raw.dtype)
-        return diverse_score(activations, distance, lambdas, self.convention, log_prior), activations, distance
+        return (
+            diverse_score(activations, distance, lambdas, self.convention, log_prior),
+            activations,
+            distance,
+        )
 
     def start(self, rows: Tensor) -> Tensor:
         """From noise, or from the parent's solution. Images on which the unit is silent are drawn again.

@@ -1,0 +1,269 @@
+"""The command ``fvlight``: Hydra composes, `fvlight.application` runs, errors become one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fvlight.errors import FvlightError, did_you_mean
+
+CONFIG = "config"
+FULL_ERROR = "HYDRA_FULL_ERROR"
+USAGE_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 2 for an error the user can mend, 130 after Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    wants_traceback = os.environ.get(FULL_ERROR) not in (None, "", "0")
+    try:
+        with _hydra_raises():
+            return _run_hydra(_with_resume(given))
+    except KeyboardInterrupt:
+        print("fvlight: stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if wants_traceback:
+            traceback.print_exc()
+            return USAGE_ERROR
+        line = explain(error)
+        if line is None:  # not the user's doing: show everything
+            traceback.print_exc()
+            return 1
+        print(f"fvlight: {line}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def _run_hydra(arguments: list[str]) -> int:
+    import hydra
+
+    status = [0]
+    failures: list[Exception] = []
+
+    @hydra.main(version_base="1.3", config_path="pkg://fvlight.conf", config_name=CONFIG)
+    def application(config: Any) -> None:
+        import lightning  # noqa: F401  (sets its loggers' levels, which are changed below)
+
+        try:
+            with _quiet():
+                status[0] = max(status[0], _application(config))
+        except Exception as error:  # kept from Hydra, which would print lines of its own about it
+            failures.append(error)
+
+    argv = sys.argv
+    sys.argv = ["fvlight", *arguments]
+    try:
+        application()
+    finally:
+        sys.argv = argv
+    if failures:
+        raise failures[0]
+    return status[0]
+
+
+def _application(config: Any) -> int:
+    """One Hydra job."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    from fvlight import application
+    from fvlight.report import print_summary_table
+
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    overrides = [text for text in hydra_config.overrides.task if not text.startswith("resume=")]
+    command = shlex.join(["fvlight", *overrides])
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    if settings["runs"]:
+        parts = {
+            name: _part(list(changes), [text for text in overrides if not text.startswith("experiment=")])
+            for name, changes in settings["runs"].items()
+        }
+        outcome = application.run_experiment(settings, parts, run_dir, command)
+    else:
+        logger = settings.pop("logger", None)
+        outcome = application.run(settings, run_dir, instantiate(logger) if logger else None, command)
+        print_summary_table(outcome.summary, outcome.report)
+    return _finish(outcome.summary, outcome.report, run_dir, outcome.interrupted)
+
+
+def _part(changes: list[str], overrides: list[str]) -> dict[str, Any]:
+    """The configuration of one run of an experiment: its own changes, then what the user typed."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    config = compose(CONFIG, overrides=[*changes, *overrides])
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def _finish(summary: dict[str, Any], report: Path, run_dir: Path, interrupted: bool) -> int:
+    """The last lines on the terminal, and the exit status."""
+    for claim in summary.get("claims", []):
+        verdict = {True: "holds", False: "DOES NOT HOLD", None: "undecided"}[claim["holds"]]
+        print(f"{verdict}: {claim['claim']} ({claim['measured']}; expected {claim['expected']})")
+    if interrupted:
+        print(f"interrupted; go on with: fvlight resume={shlex.quote(str(run_dir))}", file=sys.stderr)
+        return 130
+    if summary["task"] == "experiment":
+        print(report)
+    nan = [text for text in summary["warnings"] if "NaN" in text]
+    if nan:
+        raise FvlightError(
+            f"{nan[0]}; try a smaller solver.lr or trainer.precision=32-true. Everything else is in {run_dir}"
+        )
+    return 0
+
+
+# -- resuming --------------------------------------------------------------------------------------------------
+
+
+def _with_resume(arguments: list[str]) -> list[str]:
+    """``resume=DIR`` becomes the settings of that run, what else was typed, and its directory."""
+    given = [text for text in arguments if text.startswith("resume=")]
+    folder = given[-1].partition("=")[2].strip("'\"") if given else ""
+    if folder in ("", "null"):
+        _refuse_old_run(arguments)
+        return arguments
+    from omegaconf import OmegaConf
+
+    run_dir = Path(folder).expanduser().resolve()
+    recorded = run_dir / ".hydra" / "overrides.yaml"
+    if not recorded.is_file():
+        raise FvlightError(f"resume={folder}: there is no run to go on with ({recorded} is missing)")
+    before = [str(text) for text in OmegaConf.load(recorded) or []]
+    now = [text for text in arguments if text not in given]
+    kept = [text for text in before if not text.startswith("resume=")]
+    return [*kept, *now, f"resume={_quoted(run_dir)}", f"hydra.run.dir={_quoted(run_dir)}"]
+
+
+def _refuse_old_run(arguments: list[str]) -> None:
+    """A directory that holds a run is not written over, before Hydra replaces that run's settings."""
+    given = [text.partition("=")[2].strip("'\"") for text in arguments if text.startswith("hydra.run.dir=")]
+    if given and any((Path(given[-1]) / name).exists() for name in ("checkpoints", "summary.json")):
+        raise FvlightError(
+            f"hydra.run.dir={given[-1]}: there is a run already: go on with resume={given[-1]}, "
+            "or choose another directory"
+        )
+
+
+def _quoted(path: Path) -> str:
+    """A path as Hydra's override grammar takes it, whatever characters it holds."""
+    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+# -- what users see --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Let Hydra raise its errors instead of printing several lines and exiting with status 1."""
+    before = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FULL_ERROR]
+        else:
+            os.environ[FULL_ERROR] = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's banners and its dependencies' deprecation notes are not for users of the command."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning(\.|$)")
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for an error that the user can mend: the value, the alternatives, the remedy. None for others."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    for part in chain:
+        if isinstance(part, FvlightError):
+            return _one_line(str(part))
+    for part in chain:
+        if isinstance(part, HydraException | OmegaConfBaseException):
+            return _explain_hydra(part)
+    if isinstance(error, OSError):
+        place = f" {error.filename!r}" if error.filename else ""
+        return (
+            f"the output folder{place} can't be written ({error.strerror or error}): "
+            "choose another with hydra.run.dir=DIR"
+        )
+    return None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _explain_hydra(error: BaseException) -> str:
+    text = str(error)
+    missing = re.search(r"Could not find '([\w/]+?)/([^']+)'", text)
+    if missing:
+        group, name = missing.groups()
+        if group in _options(""):
+            return f"no {group} {name!r}: {did_you_mean(name, _options(group))} (write {group}=NAME)"
+    key = re.search(r"Could not override '([^']+)'", text)
+    if key:
+        return f"no setting {key[1]!r}: {did_you_mean(key[1], _keys())}"
+    override = getattr(error, "override", None)
+    if override:
+        return f"can't read {override!r}: {_one_line(text.splitlines()[0])}; quote lists for the shell: 'unit=[13,22]'"
+    return _one_line(text.split("\nfull_key")[0])
+
+
+def _options(group: str) -> list[str]:
+    """The names that a group of the configuration takes; the groups themselves for an empty name."""
+    import fvlight.conf
+
+    folder = Path(fvlight.conf.__path__[0]) / group
+    if not group:
+        return sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def _keys() -> list[str]:
+    """The full names of all settings of the default configuration."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    with initialize_config_module("fvlight.conf", version_base="1.3"):
+        config = OmegaConf.to_container(compose(CONFIG))
+
+    def walk(node: Any, prefix: str) -> Iterator[str]:
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+
+    return list(walk(config, ""))

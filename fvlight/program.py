@@ -1,0 +1,254 @@
+"""The operations between images and wanted layers, ready to run: in one number type, on one device.
+
+Each layer computes only the window that the unit sees (where a window is asked for): going back from the unit, an
+interval of positions is found for every node, and each operation reads from its inputs just what it needs. With no
+padding inside those intervals the arithmetic is that of the padded network for a unit far from its borders.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from fvlight.frozen import FrozenConv2d
+from fvlight.graph import Graph, Local, Pair, as_pair
+
+Interval = tuple[Pair, Pair]  # (first, last) unit in height and in width, both counted
+Crop = tuple[slice, slice]
+Value = Any  # a tensor, or whatever else a traced node may hold
+
+# What is read must not be changed afterwards: in-place operations are replaced by their twins.
+OUT_OF_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add, operator.imul: operator.mul, F.relu_: F.relu, torch.relu_: torch.relu,
+    "relu_": "relu", "add_": "add", "mul_": "mul",
+}  # fmt: skip
+RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+
+
+@dataclass
+class Step:
+    """One operation: reads ``sources`` (cropped), gives the value of ``node``, after which ``release`` may go."""
+
+    node: fx.Node
+    sources: list[fx.Node]
+    run: Callable[[dict[fx.Node, Value]], Value]
+    crops: dict[fx.Node, Crop]
+    release: list[fx.Node] = field(default_factory=list)
+
+
+class Program:
+    """Runs a graph up to the wanted nodes with frozen weights.
+
+    Args:
+        targets: the nodes to read; the first is the one whose unit (0, 0) defines the window.
+        window: compute only what that unit sees, without padding.
+        device, dtype: where and in which number type to compute; weights are copied there once.
+    """
+
+    def __init__(
+        self, graph: Graph, targets: list[fx.Node], window: bool, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.graph, self.targets, self.device, self.dtype = graph, targets, device, dtype
+        self.nodes = graph.ancestors(*targets)
+        self.intervals = needed_intervals(graph, self.nodes, targets) if window else {}
+        self.rows = self._unit_rows(targets[0]) if window else None
+        self.steps: list[Step] = []
+        absorbed: set[fx.Node] = set()
+        for node in self.nodes:
+            if node.op == "placeholder" or node in absorbed:
+                continue
+            relu, pool = self._relu_and_pool_after(node)
+            absorbed.update(n for n in (relu, pool) if n is not None)
+            run = self._operation(node, relu, pool)
+            self.steps.append(Step(pool or relu or node, node.all_input_nodes, run, self._crops(node)))
+        last_reader = {source: step for step in self.steps for source in step.sources}
+        for source, step in last_reader.items():
+            if source not in targets:
+                step.release.append(source)
+
+    def __call__(self, images: Tensor, units: Tensor | None = None) -> list[Tensor]:
+        """Images (N, C, H, W) to the values of the targets; of the first, one per image where ``units`` is given."""
+        values: dict[fx.Node, Value] = {
+            self.graph.input: images.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        }
+        first = self.targets[0]
+        with torch.autocast(self.device.type, enabled=False):
+            for step in self.steps:
+                read = {
+                    source: values[source][(..., *step.crops[source])]
+                    if source in step.crops
+                    else values[source]
+                    for source in step.sources
+                }
+                if step.node is first and units is not None and self.rows is not None:
+                    values[first] = self.rows(read[step.sources[0]], units, images.dtype)
+                else:
+                    values[step.node] = step.run(read)
+                for node in step.release:
+                    del values[node]
+        if units is not None and self.intervals and self.rows is None:
+            values[first] = values[first].flatten(1).gather(1, units[:, None])
+        return [values[target] for target in self.targets]
+
+    def _only_reader(self, node: fx.Node | None) -> fx.Node | None:
+        """The node that alone reads this one, which nobody wants for itself."""
+        if node is None or node in self.targets:
+            return None
+        readers = [user for user in node.users if user in self.nodes]
+        return readers[0] if len(readers) == 1 else None
+
+    def _relu_and_pool_after(self, node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
+        """A ReLU, and a max pooling after it, that may be computed together with this convolution."""
+        if not isinstance(self.graph.module_of(node), nn.Conv2d):
+            return None, None
+        relu = self._only_reader(node)
+        if relu is None or not (isinstance(self.graph.module_of(relu), nn.ReLU) or relu.target in RELUS):
+            return None, None
+        pool = self._only_reader(relu)
+        is_pool = pool is not None and type(self.graph.module_of(pool)) is nn.MaxPool2d
+        return relu, pool if is_pool and self.intervals else None
+
+    def _crops(self, node: fx.Node) -> dict[fx.Node, Crop]:
+        """The part of each input's window that this operation needs, where that is not all of it."""
+        crops: dict[fx.Node, Crop] = {}
+        for source in node.all_input_nodes if self.intervals else ():
+            need, have = input_need(self.graph, node, self.intervals[node]), self.intervals[source]
+            if need != have:
+                rows, columns = (slice(n[0] - h[0], n[1] - h[0] + 1) for n, h in zip(need, have, strict=True))
+                crops[source] = (rows, columns)
+        return crops
+
+    def _operation(
+        self, node: fx.Node, relu: fx.Node | None, pool: fx.Node | None
+    ) -> Callable[[dict[fx.Node, Value]], Value]:
+        module = self.graph.module_of(node)
+        if (
+            isinstance(module, nn.Conv2d)
+            and module.padding_mode == "zeros"
+            and not isinstance(module.padding, str)
+        ):
+            padding = (0, 0) if self.intervals else as_pair(module.padding)
+            pooling = None if pool is None else self._frozen_copy(self.graph.module_of(pool))
+            conv = FrozenConv2d(
+                module,
+                padding,
+                self.device,
+                self.dtype,
+                relu=relu is not None,
+                pool=pooling,  # type: ignore[arg-type]
+            )
+            (source,) = node.all_input_nodes
+            return lambda values: conv(values[source])
+        if node.op == "get_attr":
+            constant = self._constant(str(node.target))
+            return lambda values: constant
+        args, kwargs = (
+            node.args,
+            {**node.kwargs, **({"inplace": False} if node.kwargs.get("inplace") else {})},
+        )
+        target = OUT_OF_PLACE.get(node.target, node.target)
+        if module is not None:
+            call: Callable[..., Value] = self._frozen_copy(module)
+        elif node.op == "call_method":
+            call = getattr  # the method itself is looked up on its first argument
+        else:
+            call = target
+            if self.intervals and isinstance(self.graph.kind(node), Local):
+                args, kwargs = _unpadded(node)
+
+        def run(values: dict[fx.Node, Value]) -> Value:
+            given = fx.map_arg(args, values.__getitem__)
+            named = fx.map_arg(kwargs, values.__getitem__)
+            if node.op == "call_method":
+                return getattr(given[0], target)(*given[1:], **named)
+            return call(*given, **named)
+
+        return run
+
+    def _constant(self, path: str) -> Value:
+        value: Any = operator.attrgetter(path)(self.graph.module)
+        return value.detach().to(self.device) if isinstance(value, Tensor) else value
+
+    def _frozen_copy(self, module: nn.Module | None) -> nn.Module:
+        """A copy that computes out of place, in evaluation mode, without the original's hooks."""
+        assert module is not None
+        frozen = copy.deepcopy(module).to(self.device, self.dtype).eval().requires_grad_(False)
+        for part in frozen.modules():
+            for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks):
+                hooks.clear()
+            if hasattr(part, "inplace"):
+                setattr(part, "inplace", False)  # noqa: B010  (a plain assignment is typed as Module | Tensor)
+        if self.intervals and isinstance(frozen, nn.MaxPool2d | nn.AvgPool2d):
+            frozen.padding, frozen.ceil_mode = 0, False
+        return frozen
+
+    def _unit_rows(self, node: fx.Node) -> Callable[[Tensor, Tensor, torch.dtype], Tensor] | None:
+        """For a final convolution: each image meets the weights of its own unit only, in the images' number type."""
+        conv = self.graph.module_of(node)
+        if not isinstance(conv, nn.Conv2d) or conv.groups != 1:
+            return None
+        dilation = conv.dilation
+        bias = None if conv.bias is None else conv.bias.detach().to(self.device)
+        # In the memory order of a channels-last window, so that flattening it copies nothing.
+        rows = (
+            conv.weight.detach()
+            .to(self.device)
+            .permute(0, 2, 3, 1)
+            .reshape(conv.out_channels, -1)
+            .contiguous()
+        )
+
+        def read(window: Tensor, units: Tensor, dtype: torch.dtype) -> Tensor:
+            taps = window[..., :: dilation[0], :: dilation[1]].permute(0, 2, 3, 1).reshape(len(window), -1)
+            value = (taps.to(dtype) * rows[units].to(dtype)).sum(1)
+            return value if bias is None else value + bias[units].to(dtype)
+
+        return read
+
+
+def input_need(graph: Graph, node: fx.Node, interval: Interval) -> Interval:
+    """The units of its inputs that an operation needs for the given interval of its own units."""
+    kind = graph.kind(node)
+    if not isinstance(kind, Local):
+        return interval
+    need = []
+    for axis, (first, last) in enumerate(interval):
+        stride, padding = kind.stride[axis], kind.padding[axis]
+        need.append((first * stride - padding, last * stride - padding + kind.extent[axis] - 1))
+    return need[0], need[1]
+
+
+def needed_intervals(graph: Graph, nodes: list[fx.Node], targets: list[fx.Node]) -> dict[fx.Node, Interval]:
+    """For every node before the targets, the interval of positions that their unit (0, 0) depends on."""
+    before = set(graph.ancestors(targets[0]))
+    intervals: dict[fx.Node, Interval] = {
+        target: ((0, 0), (0, 0)) for target in targets if target is targets[0] or target not in before
+    }
+    for node in reversed(nodes):
+        if node not in intervals or node.op == "placeholder":
+            continue
+        need = input_need(graph, node, intervals[node])
+        for source in node.all_input_nodes:
+            if source in intervals:
+                have = intervals[source]
+                intervals[source] = tuple(
+                    (min(h[0], n[0]), max(h[1], n[1])) for h, n in zip(have, need, strict=True)
+                )  # type: ignore[assignment]
+            else:
+                intervals[source] = need
+    return intervals
+
+
+def _unpadded(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a functional pooling without its padding."""
+    names = ["kernel_size", "stride", "padding"] + (["dilation"] if node.target is not F.avg_pool2d else [])
+    given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+    kept = {key: value for key, value in given.items() if key not in ("padding", "ceil_mode", "input")}
+    return (node.all_input_nodes[0],), kept

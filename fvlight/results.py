@@ -1,0 +1,61 @@
+"""The files of a run: written beside the old ones and then put in their place."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fvlight.errors import FvlightError
+
+SUMMARY, IMAGES, METRICS = "summary.json", "images.safetensors", "metrics.csv"
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
+    """Let ``write`` fill a temporary file and put it at ``path`` in one step.
+
+    Raises:
+        FvlightError: the file can't be written; what was there before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise FvlightError(
+            f"{str(path)!r} can't be written ({error.strerror or error}): make room or choose another place "
+            "with hydra.run.dir=DIR"
+        ) from error
+    return path
+
+
+def write_summary(run_dir: Path, summary: dict[str, Any]) -> Path:
+    """``summary.json``; numbers must be finite or None."""
+    text = json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False)
+    return write_atomically(run_dir / SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def write_images(run_dir: Path, images: Tensor, display: Tensor) -> Path:
+    """``images.safetensors``: `images` float32 in input space, `display` uint8, both (U, L, n, C, H, W)."""
+    tensors = {"images": images.contiguous(), "display": display.contiguous()}
+    return write_atomically(run_dir / IMAGES, lambda path: save_file(tensors, path))
+
+
+def write_metrics(run_dir: Path, columns: list[str], rows: list[list[Any]]) -> Path:
+    """``metrics.csv``: one row per problem and block of solver steps."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return write_atomically(
+        run_dir / METRICS, lambda path: path.write_text(buffer.getvalue(), encoding="utf-8")
+    )

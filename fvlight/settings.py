@@ -1,0 +1,105 @@
+"""From what a user typed to what a task takes: units, numbers, the norm; with errors that name the key."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from fvlight.errors import FvlightError
+from fvlight.images import PatchNorm, mean_patch_norm
+from fvlight.network import Network
+
+
+def parse_units(given: Any, available: int, layer: str) -> list[int]:
+    """Unit numbers from ``all``, ``13``, ``0:64``, ``0:256:8`` or a list of such; in order, each once.
+
+    Raises:
+        FvlightError: not of that form, or outside the layer's ``available`` units.
+    """
+    parts = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    units: list[int] = []
+    for part in parts:
+        units += _unit_range(str(part).strip(), available)
+    for unit in units:
+        if not 0 <= unit < available:
+            raise FvlightError(f"unit={unit}: layer {layer!r} has units 0 to {available - 1}")
+    if not units:
+        raise FvlightError(f"unit={given}: names no unit; layer {layer!r} has units 0 to {available - 1}")
+    return list(dict.fromkeys(units))
+
+
+def _unit_range(text: str, available: int) -> Iterable[int]:
+    if text == "all":
+        return range(available)
+    try:
+        numbers = [int(piece) if piece else None for piece in text.split(":")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1 and numbers[0] is not None:
+        return [numbers[0]]
+    if len(numbers) in (2, 3) and (len(numbers) == 2 or numbers[2] != 0):
+        stop = numbers[1]
+        if stop is not None and stop > available:
+            raise FvlightError(f"unit={text}: the layer has {available} units, the range ends at {stop}")
+        return range(available)[slice(*numbers)]
+    raise FvlightError(
+        f"unit={text}: write all, a number such as 13, a list such as [13,22] or a range such as 0:64"
+    )
+
+
+def number(
+    config: Mapping[str, Any], key: str, kind: type[int] | type[float] = float, prefix: str = ""
+) -> Any:
+    """A finite number of the given kind from a configuration.
+
+    Raises:
+        FvlightError: it is something else; named by its full key.
+    """
+    value = config[key]
+    whole = kind is int and isinstance(value, float) and value.is_integer()
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or (kind is int and not isinstance(value, int) and not whole):
+        raise FvlightError(f"{prefix}{key}={value}: a {'whole ' if kind is int else ''}number is needed")
+    return kind(value)
+
+
+def resolve_norm(
+    config: Mapping[str, Any], network: Network, layer: str, image_size: tuple[int, int]
+) -> tuple[float, str]:
+    """The norm of the images and where it comes from: ``norm=``, else ``images=``, else the network's preset.
+
+    Each gives the mean norm of natural patches of the images' size; the images get `norm_fraction` of it.
+    """
+    fraction = number(config, "norm_fraction")
+    if not fraction > 0:
+        raise FvlightError(f"norm_fraction={fraction}: must be positive")
+    presets = config["network"]["study"].get("norms") or {}
+    if config["norm"] is not None:
+        norm = number(config, "norm")
+        if not norm > 0:
+            raise FvlightError(f"norm={norm}: the norm of natural patches must be positive")
+        return norm * fraction, f"{fraction:g} x the number given ({norm:g})"
+    if config["images"] is not None:
+        found = patch_norm(Path(str(config["images"])), network, image_size)
+        return (
+            found.mean * fraction,
+            f"{fraction:g} x the mean over {found.images} photographs ({found.mean:.2f})",
+        )
+    if layer in presets:
+        return float(presets[layer]) * fraction, f"{fraction:g} x the preset of {layer} ({presets[layer]:g})"
+    raise FvlightError(
+        f"no preset for the norm of images for layer {layer!r} of {network.name!r}: give images=FOLDER with "
+        "photographs, or norm=NUMBER (the mean norm of natural patches in the network's input space)"
+    )
+
+
+def patch_norm(folder: Path, network: Network, image_size: tuple[int, int]) -> PatchNorm:
+    """`mean_patch_norm` in a network's input space, with a progress bar."""
+    space = network.input_space
+    progress = partial(track, description="norm of natural patches", transient=True)
+    return mean_patch_norm(folder, image_size, space.from_rgb, key=repr(space), progress=progress)

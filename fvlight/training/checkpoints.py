@@ -1,0 +1,68 @@
+"""Checkpoints that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from fvlight.errors import FvlightError
+
+FILE_NAME = "last.ckpt"
+OVERHEAD = (
+    20  # the time between two saves is at least so many times that of one: at most 5 % goes into saving
+)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the old checkpoint and then takes its place in one step, on the same file system.
+
+    A process killed at any moment leaves the last whole checkpoint.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            temporary.unlink(missing_ok=True)
+            raise FvlightError(
+                f"the checkpoint {str(target)!r} can't be written ({str(error).splitlines()[0]}): "
+                "make room or choose another place with hydra.run.dir=DIR; the previous one is untouched"
+            ) from error
+
+
+class SaveRegularly(L.Callback):
+    """Saves ``directory/last.ckpt`` between blocks, and when the run ends.
+
+    Args:
+        seconds: between two saves; more where saving itself takes long, see `OVERHEAD`.
+    """
+
+    def __init__(self, directory: Path, seconds: float) -> None:
+        self.path, self.seconds = directory / FILE_NAME, seconds
+        self._next = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._next = time.monotonic() + self.seconds
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        began = time.monotonic()
+        if began >= self._next:
+            trainer.save_checkpoint(self.path)
+            ended = time.monotonic()
+            self._next = ended + max(self.seconds, OVERHEAD * (ended - began) if self.seconds else 0)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.save_checkpoint(self.path)

@@ -1,0 +1,101 @@
+"""How far a run is, and how long it will still take."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from fvlight.solvers import Status
+from fvlight.tasks import ProblemTask
+
+
+def describe(task: ProblemTask) -> tuple[float, str]:
+    """The share of the work that is done, and a few words.
+
+    A problem that is being solved counts by its steps out of the most it may take, so that the estimate is an
+    upper bound until problems converge.
+    """
+    done, active = task.pool.done, task.pool.status == int(Status.ACTIVE)
+    part = task.steps.double() / task.patience.max_steps
+    share = float(done.double().sum() + part[active].sum()) / max(len(task.pool), 1)
+    return share, f"{int(done.sum())} of {len(task.pool)} problems solved"
+
+
+class ProblemProgressBar(ProgressBar):
+    """A bar with problems solved and the time left; off a terminal a line now and then.
+
+    Args:
+        seconds: between two lines where the output is not a terminal.
+    """
+
+    def __init__(self, seconds: float = 30.0) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self._progress: Progress | None = None
+        self._task_id: Any = None
+        self._began, self._next = 0.0, 0.0
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._began = time.monotonic()
+        self._next = self._began + self.seconds
+        if not self._enabled or not sys.stderr.isatty():
+            return
+        from rich.console import Console
+
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[words]}"),
+            console=Console(stderr=True), transient=False,
+        )  # fmt: skip
+        self._progress.start()
+        self._task_id = self._progress.add_task(type(pl_module).__name__, total=1.0, words="")
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        if not self._enabled:
+            return
+        if self._progress is not None:
+            share, words = describe(pl_module)
+            self._progress.update(self._task_id, completed=share, words=words)
+        elif time.monotonic() >= self._next:
+            share, words = describe(pl_module)
+            elapsed = time.monotonic() - self._began
+            self._next += self.seconds
+            left = elapsed * (1 - share) / share if share else float("nan")
+            print(
+                f"{share:6.1%} {elapsed:6.0f} s, at most {left:.0f} s left, {words}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._close()
+
+    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._close()
