@@ -10,11 +10,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fvlight.errors import FvlightError, did_you_mean
+
+if TYPE_CHECKING:
+    from fvlight.application import Outcome
 
 CONFIG = "config"
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -73,28 +76,35 @@ def _run_hydra(arguments: list[str]) -> int:
 def _application(config: Any) -> int:
     """One Hydra job."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.utils import instantiate
     from omegaconf import OmegaConf
-
-    from fvlight import application
-    from fvlight.report import print_summary_table
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     overrides = [text for text in hydra_config.overrides.task if not text.startswith("resume=")]
     command = shlex.join(["fvlight", *overrides])
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    with _recorded(run_dir, overrides) if settings["resume"] else nullcontext():
+        outcome = _outcome(settings, overrides, run_dir, command)
+    return _finish(outcome.summary, outcome.report, run_dir, outcome.interrupted)
+
+
+def _outcome(settings: dict[str, Any], overrides: list[str], run_dir: Path, command: str) -> Outcome:
+    """Run an experiment or a single run."""
+    from hydra.utils import instantiate
+
+    from fvlight import application
+    from fvlight.report import print_summary_table
+
     if settings["runs"]:
         parts = {
             name: _part(list(changes), [text for text in overrides if not text.startswith("experiment=")])
             for name, changes in settings["runs"].items()
         }
-        outcome = application.run_experiment(settings, parts, run_dir, command)
-    else:
-        logger = settings.pop("logger", None)
-        outcome = application.run(settings, run_dir, instantiate(logger) if logger else None, command)
-        print_summary_table(outcome.summary, outcome.report)
-    return _finish(outcome.summary, outcome.report, run_dir, outcome.interrupted)
+        return application.run_experiment(settings, parts, run_dir, command)
+    logger = settings.pop("logger", None)
+    outcome = application.run(settings, run_dir, instantiate(logger) if logger else None, command)
+    print_summary_table(outcome.summary, outcome.report)
+    return outcome
 
 
 def _part(changes: list[str], overrides: list[str]) -> dict[str, Any]:
@@ -130,7 +140,7 @@ def _finish(summary: dict[str, Any], report: Path, run_dir: Path, interrupted: b
 def _with_resume(arguments: list[str]) -> list[str]:
     """``resume=DIR`` becomes the settings of that run, what else was typed, and its directory."""
     given = [text for text in arguments if text.startswith("resume=")]
-    folder = given[-1].partition("=")[2].strip("'\"") if given else ""
+    folder = _unquoted(given[-1].partition("=")[2]) if given else ""
     if folder in ("", "null"):
         _refuse_old_run(arguments)
         return arguments
@@ -143,12 +153,31 @@ def _with_resume(arguments: list[str]) -> list[str]:
     before = [str(text) for text in OmegaConf.load(recorded) or []]
     now = [text for text in arguments if text not in given]
     kept = [text for text in before if not text.startswith("resume=")]
-    return [*kept, *now, f"resume={_quoted(run_dir)}", f"hydra.run.dir={_quoted(run_dir)}"]
+    place = _quoted(run_dir)
+    # Hydra would replace the record before the run could refuse what was typed: see `_recorded`
+    return [*kept, *now, f"resume={place}", f"hydra.run.dir={place}", "hydra.output_subdir=null"]
+
+
+@contextmanager
+def _recorded(run_dir: Path, overrides: list[str]) -> Iterator[None]:
+    """Add what was typed to a resumed run's record in one step; take it back if the run does not accept it."""
+    from omegaconf import OmegaConf
+
+    from fvlight.results import write_atomically
+
+    record = run_dir / ".hydra" / "overrides.yaml"
+    before = record.read_bytes()
+    write_atomically(record, lambda path: OmegaConf.save(OmegaConf.create(overrides), path))
+    try:
+        yield
+    except Exception:
+        write_atomically(record, lambda path: path.write_bytes(before))
+        raise
 
 
 def _refuse_old_run(arguments: list[str]) -> None:
     """A directory that holds a run is not written over, before Hydra replaces that run's settings."""
-    given = [text.partition("=")[2].strip("'\"") for text in arguments if text.startswith("hydra.run.dir=")]
+    given = [_unquoted(text.partition("=")[2]) for text in arguments if text.startswith("hydra.run.dir=")]
     if given and any((Path(given[-1]) / name).exists() for name in ("checkpoints", "summary.json")):
         raise FvlightError(
             f"hydra.run.dir={given[-1]}: there is a run already: go on with resume={given[-1]}, "
@@ -157,9 +186,17 @@ def _refuse_old_run(arguments: list[str]) -> None:
 
 
 def _quoted(path: Path) -> str:
-    """A path as Hydra's override grammar takes it, whatever characters it holds."""
-    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    """A path as Hydra's override grammar takes it: backslashes count as escapes only before a quote."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(path))
     return f"'{escaped}'"
+
+
+def _unquoted(text: str) -> str:
+    """A value without the quotes of Hydra's grammar, if it has any."""
+    if len(text) < 2 or text[0] not in "'\"" or text[0] != text[-1]:
+        return text
+    halved = re.sub(rf"(\\+)({text[0]}|$)", lambda found: found[1][: len(found[1]) // 2] + found[2], text[1:-1])
+    return halved
 
 
 # -- what users see --------------------------------------------------------------------------------------------
