@@ -22,9 +22,10 @@ from fvlight.network import Network
 from fvlight.priors import TotalVariation
 from fvlight.report import write_report
 from fvlight.results import write_images, write_metrics, write_summary
-from fvlight.settings import number, parse_units, resolve_norm
+from fvlight.settings import number, numbers, parse_units, resolve_norm
 from fvlight.solvers import Adam, Patience
 from fvlight.tasks import DiverseTask
+from fvlight.tasks.base import PRECISIONS
 from fvlight.tasks.diverse import UnitReadout
 from fvlight.training import AtomicCheckpointIO, ProblemProgressBar, SaveRegularly, StopOnInterrupt
 from fvlight.training.checkpoints import FILE_NAME
@@ -61,11 +62,21 @@ def build_task(config: Mapping[str, Any], network: Network) -> tuple[DiverseTask
         config["lambda_grid"],
         config["prior"],
     )
-    size = config["image_size"]
-    image_size = None if size is None else (int(size[0]), int(size[1]))
-    reader = UnitReadout(network, layer, config["distance_layer"], image_size)
+    image_size = None if config["image_size"] is None else numbers(config, "image_size", 2, int)
+    preconditioned = config["parameterization"]["preconditioned"]
+    if not isinstance(preconditioned, bool):
+        raise FvlightError(f"parameterization.preconditioned={preconditioned}: there are true and false")
+    try:
+        reader = UnitReadout(network, layer, config["distance_layer"], image_size)
+    except RuntimeError as error:
+        if image_size is None:
+            raise
+        raise FvlightError(
+            f"image_size={list(image_size)}: layer {layer!r} of {network.name!r} can't be computed on such images "
+            f"({str(error).splitlines()[0]}): give a larger [height, width]"
+        ) from error
     norm, origin = resolve_norm(config, network, layer, reader.image_size)
-    betas = tuple(float(beta) for beta in solver["betas"])
+    betas = numbers(solver, "betas", 2, float, "solver.")
     task = DiverseTask(
         network,
         layer,
@@ -83,7 +94,7 @@ def build_task(config: Mapping[str, Any], network: Network) -> tuple[DiverseTask
         continuation=grid["continuation"],
         prior=_prior(prior["name"]),
         alpha=number(prior, "alpha", float, "prior."),
-        preconditioned=bool(config["parameterization"]["preconditioned"]),
+        preconditioned=preconditioned,
         adam=Adam(number(solver, "lr", float, "solver."), betas, number(solver, "eps", float, "solver.")),  # type: ignore[arg-type]
         patience=Patience(
             number(solver, "max_steps", int, "solver."),
@@ -124,12 +135,10 @@ def run(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, command
     trainer = _trainer(config, run_dir, logger, interrupt)
     try:
         trainer.fit(task, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
-    except (RuntimeError, EOFError) as error:
-        if checkpoint.exists() and "PytorchStreamReader" in str(error):
-            raise FvlightError(
-                f"the checkpoint {str(checkpoint)!r} is damaged ({error}): delete it to begin anew"
-            ) from error
-        raise
+    except SystemExit as error:  # what Lightning makes of a KeyboardInterrupt, that is, of the second Ctrl-C
+        raise KeyboardInterrupt from error
+    finally:
+        interrupt.restore()
     result = task.result or task.collect()
     summary = _summary(config, task, result, origin, str(trainer.precision), command)
     summary["claims"] = conclude(config, {network.name: result}, {network.name: network}, run_dir)
@@ -145,10 +154,13 @@ def _trainer(
 ) -> L.Trainer:
     seconds = number(config, "checkpoint_seconds")
     callbacks = [interrupt, SaveRegularly(run_dir / "checkpoints", seconds), ProblemProgressBar()]
+    precision = str(config["trainer"].get("precision", "32-true"))
+    if precision not in (*PRECISIONS, "32", "64", "bf16"):  # before Lightning takes another one for it
+        raise FvlightError(f"trainer.precision={precision}: fvlight computes in {', '.join(PRECISIONS)}")
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             **config["trainer"],
-            max_epochs=1,
+            max_epochs=-1,  # the task ends the fit; with 1, an interrupted run would count as fitted for good
             logger=logger or False,
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
@@ -159,6 +171,12 @@ def _trainer(
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise FvlightError(f"trainer: {str(error).splitlines()[0]}") from error
+    if trainer.world_size > 1:  # before Lightning starts the other processes
+        raise FvlightError(
+            f"trainer.devices={config['trainer'].get('devices')} gives {trainer.world_size} processes, and "
+            "this task runs in one: set trainer.devices=1"
+        )
+    return trainer
 
 
 def conclude(
@@ -235,7 +253,8 @@ def metrics(task: DiverseTask) -> tuple[list[str], list[list[Any]]]:
     for problem, step, *figures in (row for block in task.history for row in block.tolist()):
         unit, value, start = task.address(int(problem))
         rows.append([unit, value, start, int(step), *figures])
-    rows.sort(key=lambda row: (task.units.index(row[0]), *row[1:4]))
+    order = {unit: place for place, unit in enumerate(task.units)}
+    rows.sort(key=lambda row: (order[row[0]], *row[1:4]))
     return columns, rows
 
 
@@ -259,6 +278,7 @@ def run_experiment(
             return outcome
     summary = {
         "task": "experiment",
+        "experiment": config["experiment_name"],
         "complete": all(part["complete"] for part in parts.values()),
         "seed": config["seed"],
         "version": fvlight.__version__,

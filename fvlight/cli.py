@@ -54,6 +54,7 @@ def _run_hydra(arguments: list[str]) -> int:
 
     @hydra.main(version_base="1.3", config_path="pkg://fvlight.conf", config_name=CONFIG)
     def application(config: Any) -> None:
+        logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its cache of fonts
         import lightning  # noqa: F401  (sets its loggers' levels, which are changed below)
 
         try:
@@ -83,6 +84,7 @@ def _application(config: Any) -> int:
     overrides = [text for text in hydra_config.overrides.task if not text.startswith("resume=")]
     command = shlex.join(["fvlight", *overrides])
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    settings["experiment_name"] = hydra_config.runtime.choices.get("experiment")
     with _recorded(run_dir, overrides) if settings["resume"] else nullcontext():
         outcome = _outcome(settings, overrides, run_dir, command)
     return _finish(outcome.summary, outcome.report, run_dir, outcome.interrupted)
@@ -160,7 +162,7 @@ def _with_resume(arguments: list[str]) -> list[str]:
 
 @contextmanager
 def _recorded(run_dir: Path, overrides: list[str]) -> Iterator[None]:
-    """Add what was typed to a resumed run's record in one step; take it back if the run does not accept it."""
+    """Add what was typed to a resumed run's record in one step; take it back if the run refuses it."""
     from omegaconf import OmegaConf
 
     from fvlight.results import write_atomically
@@ -195,8 +197,7 @@ def _unquoted(text: str) -> str:
     """A value without the quotes of Hydra's grammar, if it has any."""
     if len(text) < 2 or text[0] not in "'\"" or text[0] != text[-1]:
         return text
-    halved = re.sub(rf"(\\+)({text[0]}|$)", lambda found: found[1][: len(found[1]) // 2] + found[2], text[1:-1])
-    return halved
+    return re.sub(rf"(\\+)({text[0]}|$)", lambda found: found[1][: len(found[1]) // 2] + found[2], text[1:-1])
 
 
 # -- what users see --------------------------------------------------------------------------------------------
@@ -248,6 +249,9 @@ def explain(error: BaseException) -> str | None:
     for part in chain:
         if isinstance(part, HydraException | OmegaConfBaseException):
             return _explain_hydra(part)
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+        groups = ", ".join(_options(""))
+        return f"{_one_line(str(error))}: groups ({groups}) take names, as in network=energy_cell"
     if isinstance(error, OSError):
         place = f" {error.filename!r}" if error.filename else ""
         return (

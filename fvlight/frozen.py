@@ -41,11 +41,12 @@ class FrozenConv2d:
         relu: bool = False, pool: nn.MaxPool2d | None = None,
     ) -> None:  # fmt: skip
         def place(weight: Tensor) -> Tensor:
-            return weight.to(device, dtype).contiguous(memory_format=torch.channels_last)
+            # `copy`: a float32 layer's own tensors would be shared otherwise, and follow it when it is trained.
+            return weight.to(device, dtype, copy=True).contiguous(memory_format=torch.channels_last)
 
         weight = conv.weight.detach()
         self.weight = place(weight)
-        self.bias = None if conv.bias is None else conv.bias.detach().to(device, dtype)
+        self.bias = None if conv.bias is None else conv.bias.detach().to(device, dtype, copy=True)
         self.stride, self.dilation = conv.stride, conv.dilation
         self.padding, self.groups, self.relu = padding, conv.groups, relu
         self.pooling = None if pool is None else (

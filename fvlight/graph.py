@@ -127,6 +127,32 @@ class Graph:
                     stack.append(node)
         return [node for node in self.nodes if node in wanted]
 
+    def check(self, *targets: fx.Node) -> None:
+        """Make sure that the recorded operations, run out of place, give what the module itself gives.
+
+        Raises:
+            Unsupported: the targets depend on a second input, or on a tensor that is read again after an
+                operation changed it in place.
+        """
+        before, order = set(self.ancestors(*targets)), {node: i for i, node in enumerate(self.nodes)}
+        for node in (node for node in self.nodes if node in before):
+            if node.op == "placeholder" and node is not self.input:
+                raise Unsupported(f"input {str(node.target)!r} of the network beside the images")
+            for user in node.users:
+                again = any(order[later] > order[user] for later in node.users if later in before)
+                if again and self._changes(user, node):
+                    raise Unsupported(f"{user.name!r} changes {node.name!r} in place, which is read again")
+
+    def _changes(self, user: fx.Node, node: fx.Node) -> bool:
+        """Whether an operation works in place on the given input."""
+        if not user.args or user.args[0] is not node:
+            return False
+        module = self.module_of(user)
+        if module is not None:
+            return bool(getattr(module, "inplace", False))
+        name = str(getattr(user.target, "__name__", user.target))
+        return bool(user.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
+
 
 def _dim(node: fx.Node) -> int:
     return int(node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0))  # type: ignore[arg-type]

@@ -58,7 +58,7 @@ class InputSpace:
 class Network:
     """Any ``nn.Module`` with its input space and the names of its layers.
 
-    The module is never changed: readouts copy what they need from it, as it is when they are built.
+    The module is never changed: readouts copy what they need from it when they are first used.
 
     Args:
         module: the network; layers are addressed by their dotted module names.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from itertools import combinations
 from typing import NamedTuple
@@ -57,7 +58,9 @@ def pair_distances(features: Tensor, convention: Convention) -> Tensor:
 def min_pair_distance(features: Tensor, convention: Convention) -> Tensor:
     """The smallest distance between two of a problem's images: (b, n, D) to (b,) [C, Eq. 2].
 
-    Differentiable in the closest pair alone, which is the subgradient; where two images coincide the gradient is 0.
+    Differentiable in the closest pair alone, which is a subgradient. Where two images coincide every unit vector is
+    one: a fixed arbitrary direction is taken, so that they can part again (a zero gradient would end all diversity,
+    since no other pair is pushed while theirs is the smallest distance).
     """
     images = features.shape[1]
     with torch.no_grad():
@@ -66,8 +69,15 @@ def min_pair_distance(features: Tensor, convention: Convention) -> Tensor:
     problem = torch.arange(len(features), device=features.device)
     difference = features[problem, pairs[:, 0]] - features[problem, pairs[:, 1]]
     scale = math.sqrt(features.shape[2]) if convention.rms_distance else 1.0
-    # vector_norm's subgradient at zero is zero
-    return torch.linalg.vector_norm(difference, dim=1) / scale
+    norm = torch.linalg.vector_norm(difference, dim=1)  # its gradient at zero is zero
+    return torch.where(norm > 0, norm, difference @ _direction(features.shape[2]).to(difference)) / scale
+
+
+@functools.lru_cache(maxsize=8)
+def _direction(dimension: int) -> Tensor:
+    """An arbitrary unit vector (dimension,), the same at every call."""
+    direction = torch.randn(dimension, generator=torch.Generator().manual_seed(0))
+    return direction / direction.norm()
 
 
 def diverse_score(

@@ -24,10 +24,10 @@ Interval = tuple[Pair, Pair]  # (first, last) unit in height and in width, both 
 Crop = tuple[slice, slice]
 Value = Any  # a tensor, or whatever else a traced node may hold
 
-# What is read must not be changed afterwards: in-place operations are replaced by their twins.
+# What is read must not be changed afterwards: in-place operations are replaced by their twins. Those that are
+# not listed here differ from their twins by the underscore at the end (see `out_of_place`).
 OUT_OF_PLACE: dict[Any, Any] = {
     operator.iadd: operator.add, operator.imul: operator.mul, F.relu_: F.relu, torch.relu_: torch.relu,
-    "relu_": "relu", "add_": "add", "mul_": "mul",
 }  # fmt: skip
 RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 
@@ -68,6 +68,8 @@ class Program:
             absorbed.update(n for n in (relu, pool) if n is not None)
             run = self._operation(node, relu, pool)
             self.steps.append(Step(pool or relu or node, node.all_input_nodes, run, self._crops(node)))
+        if any(targets[0] in step.sources for step in self.steps):
+            self.rows = None  # later steps need all of its units
         last_reader = {source: step for step in self.steps for source in step.sources}
         for source, step in last_reader.items():
             if source not in targets:
@@ -153,7 +155,7 @@ class Program:
             node.args,
             {**node.kwargs, **({"inplace": False} if node.kwargs.get("inplace") else {})},
         )
-        target = OUT_OF_PLACE.get(node.target, node.target)
+        target = out_of_place(node.target)
         if module is not None:
             call: Callable[..., Value] = self._frozen_copy(module)
         elif node.op == "call_method":
@@ -174,7 +176,10 @@ class Program:
 
     def _constant(self, path: str) -> Value:
         value: Any = operator.attrgetter(path)(self.graph.module)
-        return value.detach().to(self.device) if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            return value
+        dtype = self.dtype if value.is_floating_point() else value.dtype
+        return value.detach().to(self.device, dtype, copy=True)
 
     def _frozen_copy(self, module: nn.Module | None) -> nn.Module:
         """A copy that computes out of place, in evaluation mode, without the original's hooks."""
@@ -195,22 +200,35 @@ class Program:
         if not isinstance(conv, nn.Conv2d) or conv.groups != 1:
             return None
         dilation = conv.dilation
-        bias = None if conv.bias is None else conv.bias.detach().to(self.device)
+        bias = None if conv.bias is None else conv.bias.detach().to(self.device, copy=True)
         # In the memory order of a channels-last window, so that flattening it copies nothing.
         rows = (
             conv.weight.detach()
-            .to(self.device)
+            .to(self.device, copy=True)
             .permute(0, 2, 3, 1)
             .reshape(conv.out_channels, -1)
             .contiguous()
         )
 
         def read(window: Tensor, units: Tensor, dtype: torch.dtype) -> Tensor:
-            taps = window[..., :: dilation[0], :: dilation[1]].permute(0, 2, 3, 1).reshape(len(window), -1)
+            taps = window[..., :: dilation[0], :: dilation[1]].permute(0, 2, 3, 1).flatten(1)
             value = (taps.to(dtype) * rows[units].to(dtype)).sum(1)
             return value if bias is None else value + bias[units].to(dtype)
 
         return read
+
+
+def out_of_place(target: Any) -> Any:
+    """The twin of an in-place function or method that leaves its argument alone; any other is given back."""
+    if target in OUT_OF_PLACE:
+        return OUT_OF_PLACE[target]
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    if not name.endswith("_") or name.endswith("__"):
+        return target
+    if isinstance(target, str):
+        return name[:-1] if hasattr(Tensor, name[:-1]) else target
+    twins = (getattr(place, name[:-1], None) for place in (F, torch) if getattr(place, name, None) is target)
+    return next((twin for twin in twins if twin is not None), target)
 
 
 def input_need(graph: Graph, node: fx.Node, interval: Interval) -> Interval:

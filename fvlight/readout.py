@@ -25,7 +25,7 @@ class Readout:
     """Reads one or several layers of a network.
 
     Args:
-        network: the network; copied as it is now, never changed.
+        network: the network; never changed. Weights are copied at the first call (per device and number type).
         layer: the layer whose units are read, or a sequence of layers: the first is the one whose unit defines
             the window; the others lie before it (all that the unit sees of them is read) or have the same
             windows.
@@ -33,7 +33,6 @@ class Readout:
 
     Attributes:
         field: the `ReceptiveField` of the first layer (None where it is not known).
-        units: number of channels of the first layer.
 
     Raises:
         FvlightError: an unknown layer, or a windowed readout of a layer whose window is not known.
@@ -53,6 +52,7 @@ class Readout:
                 node_of(self._graph, network, given, name)
                 for given, name in zip(self.layers, self._names, strict=True)
             ]
+            self._graph.check(*self._targets)
             self.field = fields(self._graph).get(self._targets[0])
             if window:
                 self._require_window()
@@ -116,7 +116,7 @@ class Readout:
         else:
             values = self.program(images.device, dtype or images.dtype)(images, units)
         if self.window:
-            values[0] = values[0].reshape(values[0].shape[:2] if units is None else (-1,))
+            values[0] = values[0].reshape(values[0].shape[:2] if units is None else (len(images),))
         elif units is not None:
             values[0] = values[0][torch.arange(len(images), device=images.device), units]
         values[0] = values[0].to(images.dtype)
@@ -151,4 +151,9 @@ def _read_with_hooks(module: nn.Module, names: list[str], images: Tensor) -> lis
             handle.remove()
         for m, mode in modes.items():
             m.training = mode
+    for name in names:
+        if name not in found:
+            raise FvlightError(
+                f"layer {name!r} is not called when {type(module).__name__} runs: it can't be read"
+            )
     return [found[name] for name in names]

@@ -38,6 +38,7 @@ def receptive_field(network: Network, layer: str) -> ReceptiveField:
     try:
         graph = trace(network)
         node = node_of(graph, network, layer, name)
+        graph.check(node)
         known = fields(graph)
         if node not in known:
             raise Unsupported(first_unsupported(graph, node))

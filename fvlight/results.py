@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be none, or not even a folder that could hold it
+            temporary.unlink()
         raise FvlightError(
             f"{str(path)!r} can't be written ({error.strerror or error}): make room or choose another place "
             "with hydra.run.dir=DIR"

@@ -68,6 +68,20 @@ def number(
     return kind(value)
 
 
+def numbers(
+    config: Mapping[str, Any], key: str, count: int, kind: type[int] | type[float] = float, prefix: str = ""
+) -> tuple[Any, ...]:
+    """A list of so many finite numbers from a configuration.
+
+    Raises:
+        FvlightError: it is something else; named by its full key.
+    """
+    given = config[key]
+    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != count:
+        raise FvlightError(f"{prefix}{key}={given}: a list of {count} numbers is needed")
+    return tuple(number({key: value}, key, kind, prefix) for value in given)
+
+
 def resolve_norm(
     config: Mapping[str, Any], network: Network, layer: str, image_size: tuple[int, int]
 ) -> tuple[float, str]:

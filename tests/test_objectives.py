@@ -43,12 +43,17 @@ def test_only_the_closest_pair_of_each_problem_is_pushed():
     assert gradient[..., 0].tolist() == [[-1, 1, 0], [0, -1, 1]]
 
 
-def test_images_that_coincide_have_distance_zero_and_a_finite_gradient():
+@pytest.mark.parametrize("convention", [CODE, PAPER])
+def test_images_that_coincide_have_distance_zero_and_are_pushed_apart(convention):
     features = torch.ones(1, 3, 4, requires_grad=True)
-    distance = min_pair_distance(features, CODE)
+    distance = min_pair_distance(features, convention)
     (gradient,) = torch.autograd.grad(distance.sum(), features)
     assert distance.item() == 0
-    assert torch.equal(gradient, torch.zeros_like(gradient))
+    pushed = gradient[0].norm(dim=1).sort().values * (2 if convention.rms_distance else 1)
+    torch.testing.assert_close(pushed, torch.tensor([0.0, 1.0, 1.0]))  # one pair, by a unit vector each
+    torch.testing.assert_close(gradient.sum(1), torch.zeros(1, 4))
+    apart = min_pair_distance(features + 0.1 * gradient + torch.tensor([0.0, 0.0, 9.0])[:, None], convention)
+    assert apart > 0
 
 
 def test_near_images_keep_their_distance_to_full_precision():

@@ -142,13 +142,16 @@ def hubel_wiesel_cell(
 @register("simple_cell")
 def simple_cell(
     *, weights: str = "default", seed: int = 0, size: int = 32, sigma: float = 5.0, period: float = 8.0,
-    cells: int = 8, jitter: float = 0.1, spread: float = 0.1,
+    cells: int = 1, jitter: float = 0.1, spread: float = 0.1,
 ) -> Network:  # fmt: skip
-    """The simple cells of `hubel_wiesel_cell` without their sum; one of them is looked at, before its threshold.
+    """One simple cell: a Gabor and, in ``rectified``, a threshold. Its unit is 0, read before the threshold.
 
-    Distances are measured in ``rectified``, as for the complex cell, so that the two can be compared.
+    With ``cells`` > 1 it is surrounded by the other simple cells of a `hubel_wiesel_cell` with as many cells and
+    the same seed, so that distances in ``rectified`` are those of the complex cell; the unit is still 0.
     """
-    phases, _ = hubel_wiesel_parameters(seed, cells, jitter, spread, size, sigma, period)
+    phases = torch.zeros(1)
+    if cells > 1:
+        phases, _ = hubel_wiesel_parameters(seed, cells, jitter, spread, size, sigma, period)
     layers = {"simple": _bank(gabor(size, phases, sigma, period)), "rectified": nn.ReLU()}
     return _network("simple_cell", layers, weights)
 

@@ -17,6 +17,7 @@ from .run_data import (
     finite,
     format_lambda,
     format_number,
+    parse_summary,
     read_summary,
     write_atomically,
 )
@@ -24,9 +25,9 @@ from .run_data import (
 # Figures of single units beyond this many bytes stay files: browsers open a page of some tens of megabytes.
 EMBED_LIMIT = 32 * 2**20
 MAX_LISTED = 8
-KINDS = {"diverse": "Diverse feature visualisation"}
+KINDS = {"diverse": "Diverse feature visualization", "experiment": "Experiment"}
 HOLDS = {True: ("holds", "yes"), False: ("does not hold", "no")}
-NOT_SETTINGS = {"units", "claims", "warnings", "complete", "command"}
+NOT_SETTINGS = {"units", "runs", "experiment", "claims", "warnings", "complete", "command"}
 SETTING_NAMES = {
     "task": "task",
     "network": "network",
@@ -83,7 +84,9 @@ def write_report(run_dir: Path) -> Path:
         units_text=_units_text(run),
         banners=_banners(run, has_images=any(figure.kind == "images" for figure in written)),
         threshold=run.threshold,
+        heading=_heading(run.summary),
         rows=[_unit_row(unit) for unit in run.units],
+        runs=_run_rows(run.summary),
         claims=[_claim_row(claim) for claim in run.summary.get("claims") or ()],
         figures=main,
         unit_figures=single,
@@ -238,7 +241,7 @@ def _banners(run: RunData, has_images: bool) -> list[Banner]:
     unchosen = [unit.unit for unit in run.units if unit.lambda_selected is None]
     if unchosen:
         banners.append(Banner("note", f"No λ was chosen for {_counted(unchosen)}."))
-    if not has_images:
+    if not has_images and not run.summary.get("runs"):
         banners.append(Banner("note", "The run directory holds no images (images.safetensors)."))
     return banners
 
@@ -253,10 +256,27 @@ def _counted(units: Sequence[str]) -> str:
 
 
 def _units_text(run: RunData) -> str:
+    if run.summary.get("runs"):
+        return "runs: " + ", ".join(run.summary["runs"])
     if not run.units:
         return "no units"
     names = [unit.unit for unit in run.units]
     return _counted(names) if len(names) <= MAX_LISTED else f"{len(names)} units ({_listed(names)})"
+
+
+def _heading(summary: Mapping[str, Any]) -> str:
+    if summary.get("experiment"):
+        return str(summary["experiment"])
+    return f"{summary.get('network')}, {summary.get('layer')}"
+
+
+def _run_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """For an experiment of several runs: a row per run and unit, with the name of the run's folder."""
+    return [
+        {"name": str(name), **_unit_row(unit)}
+        for name, part in (summary.get("runs") or {}).items()
+        for unit in parse_summary(part).units
+    ]
 
 
 def _unit_row(unit: UnitResult) -> dict[str, str]:
@@ -298,7 +318,8 @@ def _settings(run: RunData) -> list[tuple[str, str]]:
     keys = [key for key in SETTING_NAMES if key in summary]
     keys += [key for key in summary if key not in SETTING_NAMES and key not in NOT_SETTINGS]
     settings = [(SETTING_NAMES.get(key, key.replace("_", " ")), _setting(summary[key])) for key in keys]
-    settings.insert(5, ("values of λ", ", ".join(format_lambda(lam) for lam in run.lambdas) or "none"))
+    if run.lambdas:
+        settings.insert(5, ("values of λ", ", ".join(format_lambda(lam) for lam in run.lambdas) or "none"))
     return settings
 
 

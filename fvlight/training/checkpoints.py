@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.replace(temporary, target)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # there may be none, or not even a folder that could hold it
+                temporary.unlink()
             raise FvlightError(
                 f"the checkpoint {str(target)!r} can't be written ({str(error).splitlines()[0]}): "
                 "make room or choose another place with hydra.run.dir=DIR; the previous one is untouched"
             ) from error
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint; whatever is wrong with the file is one `FvlightError`."""
+        try:
+            checkpoint = super().load_checkpoint(path, *args, **kwargs)
+            if not isinstance(checkpoint, dict):
+                raise ValueError(f"it holds a {type(checkpoint).__name__}")
+        except Exception as error:  # torch raises half a dozen kinds, and refuses what only pickle could read
+            raise FvlightError(
+                f"the checkpoint {str(path)!r} is damaged or not one of fvlight's "
+                f"({(str(error) or type(error).__name__).splitlines()[0]}): delete it to begin anew"
+            ) from error
+        return checkpoint
 
 
 class SaveRegularly(L.Callback):

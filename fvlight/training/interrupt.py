@@ -36,6 +36,13 @@ class StopOnInterrupt(L.Callback):
             trainer.should_stop = True
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Put the handler back that was there before: to be called after a fit that raised.
+
+        Lightning then calls no `teardown`, and last of all puts the handlers back that it found: ours too.
+        """
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
             self._previous = None

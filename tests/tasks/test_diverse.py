@@ -308,6 +308,17 @@ def test_units_out_of_range():
         DiverseTask(small_network(), "3", [4], norm=1.0)
 
 
+def test_distances_may_be_measured_after_the_units_own_layer():
+    """All units of the layer are needed then, although one of them is read."""
+    network = load_network("simple_cell", cells=8)
+    task = DiverseTask(network, "simple", [2], norm=1.0, distance_layer="rectified", convention="paper")
+    images = task.parameterization(task.start(torch.arange(2)))
+    activations, features = task.reader(images, torch.tensor([2, 2]))
+    linear = network.module.simple(images.flatten(0, 1)).detach().view(2, 6, 8)
+    torch.testing.assert_close(activations, linear[..., 2])
+    torch.testing.assert_close(features, linear.relu())
+
+
 def test_other_precisions_are_refused():
     with pytest.raises(FvlightError, match=r"trainer\.precision=bf16-true"):
         fit(small_task(), precision="bf16-true")

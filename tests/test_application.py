@@ -1,0 +1,268 @@
+"""From a configuration to a task and a run; every file of the configuration composes and builds."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from fvlight import application, cli
+from fvlight.analysis import cadena2018
+from fvlight.application import build_network, build_task, metrics, nan_problems
+from fvlight.errors import FvlightError
+from fvlight.tasks.diverse import LAMBDAS
+from fvlight.zoo import list_networks
+from fvlight.zoo.registry import BUILDERS
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
+GROUP_FILES = [name for name in FILES if name != "config"]
+EXPERIMENTS = [name.partition("/")[2] for name in FILES if name.startswith("experiment/")]
+NETWORKS = [name.partition("/")[2] for name in FILES if name.startswith("network/")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Problems this small are solved soonest by one thread: several wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def composed(*overrides: str) -> Any:
+    with initialize_config_module("fvlight.conf", version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def settings(*overrides: str) -> dict[str, Any]:
+    """A configuration as plain values; where loggers write is Hydra's to say, in a run."""
+    config = composed(*overrides)
+    known = OmegaConf.masked_copy(config, [key for key in config if key != "logger"])
+    return OmegaConf.to_container(known, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def raw(name: str) -> dict[str, Any]:
+    """A file's own keys."""
+    content = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")) or {}
+    content.pop("defaults", None)
+    return content
+
+
+# -- the files of the configuration ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GROUP_FILES)
+def test_every_file_composes_and_prevails(name: str) -> None:
+    group, _, option = name.partition("/")
+    plain = OmegaConf.to_container(composed(f"{group}={option}"), resolve=False)
+    glob = (CONF / f"{name}.yaml").read_text().startswith("# @package _global_")
+    where = plain if glob else plain.get(group) or {}
+    for key, value in raw(name).items():
+        assert where[key] == value
+    assert settings(f"{group}={option}")["seed"] == 0
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_file_fits_its_builder(name: str) -> None:
+    chosen = settings(f"network={name}")["network"]
+    assert chosen["name"] == name
+    parameters = inspect.signature(BUILDERS[name]).parameters
+    for key, value in chosen["options"].items():
+        assert parameters[key].default == value  # the file says what the builder does without it
+    study = chosen["study"]
+    weights = "random" if name.startswith("vgg") else "default"
+    network = build_network(settings(f"network={name}", f"network.weights={weights}"))
+    assert network.name == name
+    assert set(study["norms"]) <= set(network.layers)
+    assert study["layer"] in network.layers
+    assert study["distance_layer"] in (*network.layers, "auto", "pixels")
+
+
+def test_every_network_of_the_zoo_has_a_file() -> None:
+    assert list_networks() == sorted(NETWORKS)
+
+
+def parts(*overrides: str) -> list[dict[str, Any]]:
+    config = settings(*overrides)
+    if not config["runs"]:
+        return [config]
+    typed = [text for text in overrides if not text.startswith("experiment=")]
+    return [settings(*changes, *typed) for changes in config["runs"].values()]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_builds_its_task(name: str) -> None:
+    assert settings(f"experiment={name}")["claims"] in cadena2018.CLAIMS
+    for config in parts(f"experiment={name}"):
+        if config["network"]["name"].startswith("vgg"):
+            config["network"]["weights"] = "random"
+        network = build_network(config)
+        task, origin = build_task(config, network)
+        assert task.units
+        assert "preset" in origin
+        assert task.lambdas == pytest.approx(LAMBDAS, rel=1e-9)
+
+
+def test_the_papers_grid() -> None:
+    assert settings()["lambda_grid"]["values"] == pytest.approx([0] + [0.02 * 2**k for k in range(11)])
+    coarse = settings("lambda_grid=coarse")["lambda_grid"]["values"]
+    assert coarse == pytest.approx([0] + [0.02 * 4**k for k in range(6)])
+
+
+# -- the task ----------------------------------------------------------------------------------------------
+
+
+def test_every_setting_reaches_the_task() -> None:
+    config = settings(
+        "seed=7", "restarts=3", "images_per_problem=4", "threshold=0.7", "convention=code", "norm=6",
+        "norm_fraction=0.5", "distance_layer=simple", "lambda_grid.values=[4,0,1]",
+        "lambda_grid.continuation=descending", "prior=total_variation", "prior.alpha=0.25",
+        "parameterization.preconditioned=false", "solver.lr=0.3", "solver.betas=[0.8,0.95]",
+        "solver.eps=1e-4", "solver.max_steps=17", "solver.patience=9", "solver.decay=0.6", "solver.at_once=5",
+        "solver.inner_steps=2",
+    )  # fmt: skip
+    task, origin = build_task(config, build_network(config))
+    assert (task.seed, task.restarts, task.images_per_problem, task.threshold) == (7, 3, 4, 0.7)
+    assert task.convention.name == "code"
+    assert task.parameterization.norm == 3.0
+    assert "6" in origin
+    assert task.reader.distance_layer == "simple"
+    assert task.lambdas == [0.0, 1.0, 4.0]
+    assert task.continuation == "descending"
+    assert task.prior is not None
+    assert task.alpha == 0.25
+    assert task.parameterization._gain is None
+    assert (task.adam.lr, task.adam.betas, task.adam.eps) == (0.3, (0.8, 0.95), 1e-4)
+    assert (task.patience.max_steps, task.patience.patience, task.patience.decay) == (17, 9, 0.6)
+    assert (task.pool.capacity, task.inner_steps, len(task.pool)) == (5, 2, 3 * 3)
+
+
+def test_one_lambda_may_be_typed_without_brackets() -> None:
+    config = settings("lambda_grid.values=0")
+    assert build_task(config, build_network(config))[0].lambdas == [0.0]
+
+
+def test_network_options_and_seed_reach_the_builder() -> None:
+    def filters(*overrides: str) -> torch.Tensor:
+        return build_network(settings(*overrides)).module.get_submodule("simple").weight.detach()
+
+    assert filters("network.options.cells=5", "network.options.size=24").shape == (5, 1, 24, 24)
+    assert torch.equal(filters(), filters())
+    assert not torch.equal(filters(), filters("network.seed=1"))
+
+
+def test_an_image_larger_than_the_window_is_read_in_its_middle() -> None:
+    config = settings("image_size=[40,36]")
+    task, _ = build_task(config, build_network(config))
+    assert task.reader.image_shape == (1, 40, 36)
+
+
+# -- small parts of the summary ----------------------------------------------------------------------------
+
+
+def test_nan_problems_are_named() -> None:
+    words = [["nan", "converged"], ["max_steps", "nan"]]
+    result = SimpleNamespace(units=[4, 9], lambdas=[0.0, 0.02], status=words)
+    assert nan_problems(result) == "unit 4 at lambda 0, unit 9 at lambda 0.02"  # type: ignore[arg-type]
+    result.status = [["converged", "interrupted"]] * 2
+    assert nan_problems(result) == ""  # type: ignore[arg-type]
+
+
+def test_many_nan_problems_are_counted() -> None:
+    result = SimpleNamespace(units=[0, 1, 2], lambdas=[0.0, 1.0], status=[["nan", "nan"]] * 3)
+    text = nan_problems(result)  # type: ignore[arg-type]
+    assert text.count("unit") == 4
+    assert text.endswith("and 2 more")
+
+
+def test_metrics_are_in_order_of_units_lambdas_starts_and_steps() -> None:
+    address = {0: (9, 0.0, 0), 1: (9, 0.5, 0), 2: (9, 0.5, 1), 3: (4, 0.0, 0)}
+    blocks = [
+        torch.tensor([[3.0, 5, 1.5, 2.5], [2, 5, 3, 4]], dtype=torch.float64),
+        torch.tensor([[1.0, 5, 6, 7], [0, 5, 8, 9], [3, 10, 1, 2]], dtype=torch.float64),
+    ]
+    task = SimpleNamespace(history=blocks, units=[9, 4], address=address.__getitem__)
+    columns, rows = metrics(task)  # type: ignore[arg-type]
+    assert columns[:4] == ["unit", "lambda", "start", "step"]
+    assert rows == [
+        [9, 0.0, 0, 5, 8, 9],
+        [9, 0.5, 0, 5, 6, 7],
+        [9, 0.5, 1, 5, 3, 4],
+        [4, 0.0, 0, 5, 1.5, 2.5],
+        [4, 0.0, 0, 10, 1, 2],
+    ]
+
+
+def test_claims_that_do_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(FvlightError, match=r"'cornr'.*'corner'"):
+        application.conclude({"claims": "cornr"}, {}, {}, tmp_path)
+    assert application.conclude({"claims": None}, {}, {}, tmp_path) == []
+
+
+# -- experiments -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_handlers() -> Iterator[None]:
+    """Takes off the log handlers that Hydra leaves behind."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:], root.level = handlers, level
+
+
+def check_claims(claims: list[dict[str, Any]], figure: Path) -> None:
+    assert claims
+    for claim in claims:
+        assert claim["source"].startswith("Cadena 2018")
+        assert claim["claim"]
+        assert claim["holds"] in (True, False, None)
+        assert claim["expected"] not in ("", None)
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("no_handlers")
+def test_corner_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reduced = ["restarts=1", "solver.max_steps=60", "lambda_grid.values=[0,0.08,0.32]"]
+    run = ["experiment=cadena2018/fig9_corner", *reduced, f"hydra.run.dir={tmp_path}"]
+    assert cli.main(run) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["network"] == "corner_detector"
+    check_claims(summary["claims"], tmp_path / "figures" / "pair_averages.png")
+    output = capsys.readouterr().out
+    for claim in summary["claims"]:
+        assert claim["claim"] in output
+    report = (tmp_path / "report.html").read_text()
+    assert "averages" in report
+
+
+@pytest.mark.usefixtures("no_handlers")
+def test_complex_cells_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reduced = ["restarts=1", "solver.max_steps=30", "lambda_grid=coarse"]
+    run = ["experiment=cadena2018/fig2_complex_cells", *reduced, f"hydra.run.dir={tmp_path}"]
+    assert cli.main(run) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["task"] == "experiment"
+    assert summary["complete"] is True
+    runs = raw("experiment/cadena2018/fig2_complex_cells")["runs"]
+    assert list(summary["runs"]) == list(runs)
+    for name, changes in runs.items():
+        own = json.loads((tmp_path / name / "summary.json").read_text())
+        assert own["network"] == settings(*changes)["network"]["name"]
+        assert own["units"] == summary["runs"][name]["units"]
+        assert {point["steps"] for point in own["units"][0]["sweep"]} == {30}  # what was typed reached it
+        assert (tmp_path / name / "images.safetensors").is_file()
+    check_claims(summary["claims"], tmp_path / "figures" / "phases.png")
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "report.html")

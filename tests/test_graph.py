@@ -1,0 +1,286 @@
+"""fvlight.graph: the kinds of operations, tracing, and the layer that distances are measured in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fvlight import Network
+from fvlight.graph import (
+    ELEMENTWISE_FUNCTIONS,
+    POINTWISE_METHODS,
+    POINTWISE_MODULES,
+    Graph,
+    Local,
+    Unsupported,
+    preceding_layer,
+    trace,
+)
+from fvlight.zoo import load_network
+from fvlight.zoo.vgg import vgg19
+from tests.helpers import snapshot, torchvision_network
+
+
+class Apply(nn.Module):
+    """A function of one tensor, or of its halves."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+def graph_of(function: Callable[..., Any]) -> Graph:
+    return trace(Network(Apply(function)))
+
+
+def last_kind(function: Callable[..., Any]) -> Local | str:
+    """The kind of the last operation before the output."""
+    graph = graph_of(function)
+    return graph.kind(graph.nodes[-2])
+
+
+# --- kinds ----------------------------------------------------------------------------------------------
+
+
+def _method(x: Tensor, name: str) -> Tensor:
+    """``x.name()``, with the argument that some methods want."""
+    wanted: dict[str, tuple[float, ...]] = {"clamp": (0.1,), "pow": (2,)}
+    return getattr(x, name)(*wanted.get(name, ()))
+
+
+POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
+    **{name: partial(_method, name=name) for name in sorted(POINTWISE_METHODS)},
+    "relu": F.relu, "relu_": F.relu_, "elu": F.elu, "gelu": F.gelu, "torch.relu": torch.relu,
+    "torch.abs": torch.abs,
+    "-x": lambda x: -x, "x ** 2": lambda x: x**2, "x + 1": lambda x: x + 1, "2 * x": lambda x: 2 * x,
+    "1 - x": lambda x: 1 - x, "x / 2": lambda x: x / 2, "x * x": lambda x: x * x,
+    "channels": lambda x: x[:, 1:2],
+    "lrn": lambda x: F.local_response_norm(x, 3), "leaky": lambda x: F.leaky_relu(x, 0.1),
+}  # fmt: skip
+
+
+def shift_dependence(function: Callable[[Tensor], Tensor]) -> set[tuple[int, int]]:
+    """Where, relative to an output position, the inputs lie that it depends on: by autograd."""
+    x = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.2
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(function(x * 1.0)[:, :, 2, 2].sum(), x)
+    return {(int(row) - 2, int(column) - 2) for _, _, row, column in gradient.nonzero()}
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_pointwise_operations_are_known_and_are_pointwise(name: str) -> None:
+    """The graph's word for it, and the arithmetic's: an output depends on its own position alone."""
+    assert last_kind(POINTWISE[name]) == "pointwise"
+    assert shift_dependence(POINTWISE[name]) == {(0, 0)}
+
+
+@pytest.mark.parametrize("kind", POINTWISE_MODULES)
+def test_pointwise_modules_are_pointwise(kind: type[nn.Module]) -> None:
+    needs: dict[type[nn.Module], int] = {nn.BatchNorm2d: 3, nn.LocalResponseNorm: 3}
+    module = (kind(needs[kind]) if kind in needs else kind()).double().eval()
+    graph = trace(Network(nn.Sequential(module)))
+    assert graph.kind(graph.nodes[-2]) == "pointwise"
+    assert shift_dependence(module) == {(0, 0)}
+
+
+@pytest.mark.parametrize("function", ELEMENTWISE_FUNCTIONS)
+def test_elementwise_operations_take_two_tensors_position_by_position(function: Any) -> None:
+    def both(x: Tensor) -> Tensor:
+        return function(torch.abs(x), torch.sigmoid(x))
+
+    assert last_kind(both) == "elementwise"
+    assert shift_dependence(both) == {(0, 0)}
+
+
+@pytest.mark.parametrize("cat", [torch.cat, torch.concat])
+@pytest.mark.parametrize("dim", [1, -3])
+def test_concatenation_of_channels(cat: Any, dim: int) -> None:
+    assert last_kind(lambda x: cat([x, x], dim)) == "concatenate"
+    assert last_kind(lambda x: cat([x, x], dim=dim)) == "concatenate"
+
+
+LOCALS: dict[str, tuple[Callable[[Tensor], Tensor] | nn.Module, Local]] = {
+    "conv": (nn.Conv2d(3, 2, (3, 5), (1, 2), (0, 1), (2, 1)), Local((3, 5), (1, 2), (0, 1), (2, 1))),
+    "max": (nn.MaxPool2d(3, 2, 1), Local((3, 3), (2, 2), (1, 1), (1, 1))),
+    "max, dilated": (nn.MaxPool2d((2, 3), dilation=2), Local((2, 3), (2, 3), (0, 0), (2, 2))),
+    "average": (nn.AvgPool2d((2, 3), padding=(0, 1)), Local((2, 3), (2, 3), (0, 1), (1, 1))),
+    "F.max": (lambda x: F.max_pool2d(x, 3), Local((3, 3), (3, 3), (0, 0), (1, 1))),
+    "F.max, by place": (lambda x: F.max_pool2d(x, 3, 1, 1, 2), Local((3, 3), (1, 1), (1, 1), (2, 2))),
+    "F.max, by name": (
+        lambda x: F.max_pool2d(x, kernel_size=(2, 3), stride=(1, 2), padding=(1, 0), ceil_mode=True),
+        Local((2, 3), (1, 2), (1, 0), (1, 1)),
+    ),
+    "torch.max": (lambda x: torch.max_pool2d(x, [2, 2]), Local((2, 2), (2, 2), (0, 0), (1, 1))),
+    "F.average": (lambda x: F.avg_pool2d(x, 3, 2, 1, True), Local((3, 3), (2, 2), (1, 1), (1, 1))),
+}
+
+
+@pytest.mark.parametrize("name", LOCALS)
+def test_sliding_windows(name: str) -> None:
+    function, expected = LOCALS[name]
+    module = nn.Sequential(function) if isinstance(function, nn.Module) else Apply(function)
+    graph = trace(Network(module))
+    assert graph.kind(graph.nodes[-2]) == expected
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (3, 2), (2, 5)])
+def test_the_extent_counts_both_ends(kernel: int, dilation: int) -> None:
+    taps = [dilation * i for i in range(kernel)]
+    assert Local((kernel, 1), (1, 1), (0, 0), (dilation, 1)).extent == (taps[-1] - taps[0] + 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (lambda x: x.mean((2, 3)), "mean"),
+        (lambda x: torch.flatten(x, 1), "flatten"),
+        (lambda x: torch.cat([x, x], 0), "cat"),
+        (lambda x: torch.cat([x, x], dim=2), "cat"),
+        (lambda x: x[..., 1:], "getitem"),
+        (lambda x: x[:, 0], "getitem"),
+        (lambda x: F.interpolate(x, scale_factor=2), "interpolate"),
+        (lambda x: torch.roll(x, 1, 2), "roll"),
+        (lambda x: torch.softmax(x, 2), "softmax"),
+    ],
+)
+def test_what_is_none_of_these_is_named(function: Callable[[Tensor], Tensor], named: str) -> None:
+    with pytest.raises(Unsupported, match=named):
+        last_kind(function)
+
+
+# --- tracing --------------------------------------------------------------------------------------------
+
+
+def test_ancestors_are_what_a_node_needs_in_order() -> None:
+    graph = graph_of(lambda x: torch.relu(x) + torch.abs(torch.neg(x) * 2).exp().clamp(0))
+    by_name = {node.name: node for node in graph.nodes}
+    names = [node.name for node in graph.ancestors(by_name["exp"])]
+    assert names == ["x", "neg", "mul", "abs_1", "exp"]
+    assert [n.name for n in graph.ancestors(by_name["relu"], by_name["neg"])] == ["x", "relu", "neg"]
+    assert graph.input is by_name["x"]
+
+
+def test_containers_and_activations_have_outputs() -> None:
+    graph = trace(Network(torchvision_network("resnet50")))
+    assert graph.outputs["layer1"] is graph.outputs["layer1.2"]
+    assert graph.outputs["layer1.0.conv2"].target == "layer1.0.conv2"
+    assert graph.module_of(graph.outputs["conv1"]) is graph.module.conv1
+    assert graph.module_of(graph.input) is None
+
+
+def test_tracing_leaves_the_module_as_it_was() -> None:
+    module = nn.Sequential(
+        nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Sequential(nn.Dropout(), nn.ReLU(True))
+    ).train()
+    module[1].eval()
+    before = snapshot(module)
+    trace(Network(module))
+    assert snapshot(module) == before
+
+
+def test_tracing_sees_the_evaluation_branch() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.exp(x) if self.training else torch.abs(x)
+
+    assert [node.name for node in trace(Network(Noisy().train())).nodes] == ["x", "abs_1", "output"]
+
+
+def test_what_fails_in_tracing_is_put_back_and_named() -> None:
+    class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x) if x.sum() > 0 else x
+
+    module = Moody().train()
+    before = snapshot(module)
+    with pytest.raises(Unsupported, match=r"torch\.fx cannot trace 'mine': ") as caught:
+        trace(Network(module, "mine"))
+    assert "\n" not in str(caught.value)
+    assert snapshot(module) == before
+
+
+# --- out of place ---------------------------------------------------------------------------------------
+
+
+def check_last(function: Callable[[Tensor], Any]) -> None:
+    graph = graph_of(function)
+    graph.check(graph.nodes[-1])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (y := torch.neg(x)).relu_() + y,
+        lambda x: F.relu((y := torch.neg(x)), inplace=True) + y,
+        lambda x: F.relu_(y := torch.neg(x)) + y,
+        lambda x: [y := torch.neg(x), y.clamp_(0), torch.abs(y)][2],  # as a statement, its value unused
+    ],
+)
+def test_a_tensor_that_is_read_after_it_was_changed_is_found(function: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(Unsupported, match=r"changes 'neg' in place, which is read again"):
+        check_last(function)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.neg(x).relu_().add_(1) + x,
+        lambda x: (y := torch.neg(x)) + torch.exp(y),
+        lambda x: torch.exp(x).mul_(y := torch.neg(x)) + y,  # y is only read
+        lambda x: (y := torch.neg(x)) + torch.abs(y) + y.relu(),
+        lambda x: torch.exp(y := torch.neg(x)) + F.relu_(y),  # read before, not after
+    ],
+)
+def test_other_in_place_operations_do_no_harm(function: Callable[[Tensor], Tensor]) -> None:
+    check_last(function)
+
+
+# --- the layer before -----------------------------------------------------------------------------------
+
+
+def test_the_activation_before_each_convolution_of_vgg() -> None:
+    """[C]: the preceding convolutional layer, behind its ReLU, before any pooling: conv2_2 for conv3_1."""
+    network = Network(vgg19())
+    names = [name for name, part in network.module.named_children() if isinstance(part, nn.Conv2d)]
+    for before, name in zip([None, *names], names, strict=False):
+        expected = "pixels" if before is None else before.replace("conv", "relu")
+        assert preceding_layer(network, name) == expected
+
+
+def test_the_activation_before_is_given_by_its_alias() -> None:
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 4, 3)
+    )
+    assert preceding_layer(Network(module), "4") == "2"
+    assert preceding_layer(Network(module, aliases={"first": "2", "second": "4"}), "second") == "first"
+
+
+def test_no_single_layer_before() -> None:
+    with pytest.raises(Unsupported, match="branches meet"):
+        preceding_layer(Network(torchvision_network("resnet50")), "layer1.1.conv1")
+    with pytest.raises(Unsupported, match="no name of its own"):
+        preceding_layer(load_network("energy_cell"), "complex")
+    with pytest.raises(Unsupported, match="not called"):
+        preceding_layer(Network(Uncalled()), "unused")
+
+
+class Uncalled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x

@@ -1,0 +1,598 @@
+"""fvlight.readout, program: a window is an interior unit of the padded network; nothing is left behind."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fvlight import FvlightError, Network, Readout
+from fvlight.images import list_images, read_image
+from fvlight.zoo import load_network
+from fvlight.zoo.vgg import vgg19
+from tests.helpers import (
+    LAYERS,
+    TOYS,
+    built,
+    full_map,
+    interior_unit,
+    relative_error,
+    snapshot,
+    torchvision_network,
+    toy,
+    windows,
+)  # fmt: skip
+
+TOY_LAYERS = [(name, last, rest[0]) for name, (_, last, rest) in TOYS.items()]
+DOUBLE = torch.float64
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
+
+
+def module_of(name: str) -> nn.Module:
+    return toy(name) if name in TOYS else torchvision_network(name)
+
+
+def stops(name: str) -> bool:
+    """torchvision's layers here are called once: the rest of the large network need not run."""
+    return name not in TOYS
+
+
+def large_and_window(readout: Readout, extra: int = 1) -> tuple[Tensor, tuple[int, int], tuple[slice, slice]]:
+    """Images with room around the window of an interior unit, that unit, and where its window lies."""
+    field = readout.field
+    assert field is not None
+    size = max(field.size[axis] + 2 * field.stride[axis] for axis in (0, 1)) + extra
+    unit = interior_unit(size, field)
+    rows, columns = windows(field.size, field.stride, field.offset, unit)
+    return random(2, 3, size, size), unit, (slice(*rows), slice(*columns))
+
+
+# --- windowed reading against the padded network --------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "layer"), [case[:2] for case in TOY_LAYERS + LAYERS])
+def test_a_window_is_an_interior_unit_and_so_is_its_gradient(name: str, layer: str) -> None:
+    module = module_of(name)
+    readout = Readout(Network(module), layer)
+    images, unit, place = large_and_window(readout)
+    images.requires_grad_()
+    expected = full_map(module, layer, images, stops(name))[:, :, unit[0], unit[1]]
+    crop = images.detach()[(..., *place)].requires_grad_()
+    value = readout(crop)
+    assert isinstance(value, Tensor)
+    assert relative_error(value, expected) < 1e-10
+
+    mix = random(*value.shape, seed=1)
+    (wanted,) = torch.autograd.grad((expected * mix).sum(), images)
+    (gradient,) = torch.autograd.grad((value * mix).sum(), crop)
+    assert relative_error(gradient, wanted[(..., *place)]) < 1e-10
+
+    assert relative_error(readout(crop.detach().float()), expected.detach()) < 1e-5  # type: ignore[arg-type]
+    units = expected.detach().argmax(1)
+    own = readout(crop, units)
+    assert isinstance(own, Tensor)
+    assert own.shape == (2,)
+    assert relative_error(own, expected[torch.arange(2), units]) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["chain", "residual", "branches", "functional"])
+def test_the_gradient_of_picked_units(name: str) -> None:
+    """`units=` takes a path of its own for a convolution: its gradient is that of the picked row."""
+    readout = Readout(Network(toy(name)), TOYS[name][1])
+    crop = large_and_window(readout)[0][
+        ..., : readout.image_size[0], : readout.image_size[1]
+    ].requires_grad_()
+    units, mix = torch.tensor([0, 2]), torch.tensor([2.0, -3.0], dtype=DOUBLE)
+    every, picked = readout(crop), readout(crop, units)
+    assert isinstance(every, Tensor)
+    assert isinstance(picked, Tensor)
+    (expected,) = torch.autograd.grad((every[[0, 1], units] * mix).sum(), crop)
+    (gradient,) = torch.autograd.grad((picked * mix).sum(), crop)
+    assert relative_error(picked, every[[0, 1], units]) < 1e-12
+    assert relative_error(gradient, expected) < 1e-12
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_the_gradient_is_that_of_finite_differences(name: str) -> None:
+    readout = Readout(Network(toy(name)), TOYS[name][1])
+    crop, step = random(2, 3, *readout.image_size), 1e-6
+    crop.requires_grad_()
+    value = readout(crop)
+    assert isinstance(value, Tensor)
+    mix, direction = random(*value.shape, seed=1), random(*crop.shape, seed=2)
+    (gradient,) = torch.autograd.grad((value * mix).sum(), crop)
+    with torch.no_grad():
+        ahead, behind = ((readout(crop + s * direction) * mix).sum().item() for s in (step, -step))
+    assert (ahead - behind) / (2 * step) == pytest.approx((gradient * direction).sum().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "layer", "earlier"), TOY_LAYERS + LAYERS)
+def test_an_earlier_layer_is_the_part_of_its_map_that_the_unit_sees(
+    name: str, layer: str, earlier: str
+) -> None:
+    module = module_of(name)
+    readout = Readout(Network(module), [layer, earlier])
+    images, unit, place = large_and_window(readout)
+    value, features = readout(images[(..., *place)])
+    whole: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        whole.append(output)
+        return output.clone()  # what follows may change the copy in place
+
+    handle = module.get_submodule(earlier).register_forward_hook(keep)
+    full = full_map(module, layer, images.requires_grad_(), stops(name))[..., unit[0], unit[1]]
+    handle.remove()
+    assert relative_error(value, full) < 1e-10
+    # What the unit sees of the earlier map: the box that its gradient reaches.
+    (gradient,) = torch.autograd.grad((full * random(*full.shape, seed=1)).sum(), whole[-1])
+    seen = gradient.abs().sum((0, 1)) > 0
+    rows, columns = seen.any(1).nonzero(), seen.any(0).nonzero()
+    crop = whole[-1][..., rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    assert relative_error(features, crop) < 1e-10
+
+
+def test_earlier_features_are_all_that_the_unit_sees() -> None:
+    """From them the unit can be computed again; VGG's sizes are closed forms."""
+    network = Network(built(lambda: vgg19(last="conv3_1")))
+    value, relu, pool = Readout(network, ["conv3_1", "relu2_2", "pool2"])(random(1, 3, 24, 24))
+    assert value.shape == (1, 256)
+    assert relu.shape == (1, 128, 6, 6)  # [C]: conv3_1's 3 x 3 units of pool2, 2 x 2 units each
+    assert pool.shape == (1, 128, 3, 3)
+    torch.testing.assert_close(F.max_pool2d(relu, 2), pool)
+    conv = network.module.get_submodule("conv3_1")
+    torch.testing.assert_close(conv(pool).flatten(1), value)
+
+
+@pytest.mark.parametrize("name", ["chain", "residual", "branches"])
+@pytest.mark.parametrize("window", [True, False])
+def test_gradients_through_several_layers_at_once(name: str, window: bool) -> None:
+    """Features and activation are both differentiated: targets are not torn from the graph."""
+    module, (_, layer, rest) = toy(name), TOYS[name]
+    readout = Readout(Network(module), [layer, rest[0]], window=window)
+    images, unit, place = large_and_window(readout)
+    x = (images[(..., *place)] if window else images).clone().requires_grad_()
+    value, features = readout(x)
+    (both,) = torch.autograd.grad(value.sum() + features.square().sum(), x)
+    (one,) = torch.autograd.grad(Readout(Network(module), layer, window=window)(x).sum(), x)  # type: ignore[union-attr]
+    (other,) = torch.autograd.grad(readout(x)[1].square().sum(), x)
+    assert relative_error(both, one + other) < 1e-12
+    assert other.abs().max() > 0
+
+
+def test_a_layer_after_the_unit_with_the_same_windows() -> None:
+    module = built(
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(6, 5, 3))
+    )
+    images = random(2, 3, 3, 3)
+    linear, rectified = Readout(Network(module), ["0", "1"])(images)
+    torch.testing.assert_close(linear, F.conv2d(images, module[0].weight, module[0].bias).flatten(1))  # type: ignore[index, arg-type, union-attr]
+    assert (linear < 0).any()
+    torch.testing.assert_close(rectified[:, :, 0, 0], linear.relu())
+    units = torch.tensor([4, 2])
+    own, still_all = Readout(Network(module), ["0", "1"])(images, units)
+    torch.testing.assert_close(own, linear[[0, 1], units])
+    assert torch.equal(still_all, rectified)
+
+
+@pytest.mark.parametrize(
+    ("layer", "other"), [("conv1_1", "conv2_1"), ("relu1_1", "pool1"), ("conv1_1", "relu1_2")]
+)
+def test_a_layer_that_is_not_before_the_unit_is_an_error(layer: str, other: str) -> None:
+    with pytest.raises(FvlightError, match=rf"layer '{other}' neither lies before '{layer}'"):
+        Readout(Network(vgg19(last="conv2_1")), [layer, other])
+
+
+@pytest.mark.parametrize("size", [(23, 24), (24, 23), (25, 25)])
+def test_images_of_another_size_are_an_error(size: tuple[int, int]) -> None:
+    readout = Readout(Network(vgg19(last="conv3_1")), "conv3_1")
+    with pytest.raises(FvlightError, match=rf"images of \({size[0]}, {size[1]}\) .*'conv3_1'.*\(24, 24\)"):
+        readout(torch.zeros(1, 3, *size))
+
+
+def test_what_has_no_window_is_named_with_the_remedy() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 2, 1))
+    with pytest.raises(
+        FvlightError, match=r"no windowed readout of layer '2'.*'1' \(AdaptiveAvgPool2d\).*window=False"
+    ):
+        Readout(Network(module), "2")
+    whole = Readout(Network(module), "2", window=False)
+    assert whole(torch.ones(1, 3, 8, 8)).shape == (1, 2, 1, 1)  # type: ignore[union-attr]
+    with pytest.raises(FvlightError, match="no window of known size"):
+        _ = whole.image_size
+
+
+def test_layers_by_alias_and_unknown_ones() -> None:
+    network = Network(toy("residual"), aliases={"sum": "relu"})
+    images = random(1, 3, *Readout(network, "relu").image_size)
+    assert torch.equal(Readout(network, "sum")(images), Readout(network, "relu")(images))  # type: ignore[arg-type]
+    with pytest.raises(FvlightError, match=r"no layer 'agian'.*did you mean 'again'"):
+        Readout(network, "agian")
+
+
+# --- the real network, a real photograph ----------------------------------------------------------------
+
+
+def padded_vgg(weights: Path) -> nn.Module:
+    """torchvision's VGG-19, padded, with the file's weights; its input is BGR, as the file's; float64."""
+    tensors = load_file(weights)
+    features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["E"][:10])  # to conv3_4
+    convs = [part for part in features if isinstance(part, nn.Conv2d)]
+    names = sorted(name[:-7] for name in tensors if name.startswith("conv") and name.endswith(".weight"))
+    for conv, name in zip(convs, names, strict=False):
+        conv.load_state_dict({key: tensors[f"{name}.{key}"] for key in ("weight", "bias")})
+        assert conv.padding == (1, 1)
+    return features.double().eval()
+
+
+def test_vgg_on_a_photograph(vgg_weights: Path, photographs: Path) -> None:
+    network, padded = load_network("vgg19_normalised", str(vgg_weights)), padded_vgg(vgg_weights)
+    photograph = read_image(list_images(photographs)[0])[None].double()[..., 40:120, 60:140]
+    assert photograph.shape == (1, 3, 80, 80)
+    assert photograph.std() > 0.05
+    readout = Readout(network, ["conv3_1", "relu2_2"])
+    bgr = network.input_space.from_rgb(photograph).flip(1)
+    expected, features = full_map(padded, "10", bgr), full_map(padded, "8", bgr)
+    for row, column in (
+        (5, 5),
+        (8, 11),
+    ):  # conv3_1 moves by 4 pixels and begins 10 to the left: padding 1 x 5
+        y, x = 4 * row - 10, 4 * column - 10
+        crop = network.input_space.from_rgb(photograph[..., y : y + 24, x : x + 24])
+        value, before = readout(crop)
+        assert relative_error(value, expected[..., row, column]) < 1e-10
+        first = (2 * (row - 1), 2 * (column - 1))
+        wanted = features[..., first[0] : first[0] + 6, first[1] : first[1] + 6]
+        assert relative_error(before, wanted) < 1e-10
+        assert relative_error(readout(crop.float())[0], expected[..., row, column]) < 1e-5
+        assert relative_error(readout(crop.float(), torch.tensor([9]))[0], expected[:, 9, row, column]) < 1e-4
+        assert (
+            relative_error(readout(crop.float(), dtype=torch.bfloat16)[0], expected[..., row, column]) < 3e-2
+        )
+
+
+# --- whole maps -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "layer", "earlier"), TOY_LAYERS + LAYERS)
+def test_whole_maps_are_those_of_the_module(name: str, layer: str, earlier: str) -> None:
+    module = module_of(name)
+    images = random(2, 3, 47, 50)
+    found = Readout(Network(module), [layer, earlier], window=False)(images)
+    for value, which in zip(found, (layer, earlier), strict=True):
+        assert relative_error(value, full_map(module, which, images, stops(name))) < 1e-10
+    units = torch.tensor([2, 1])
+    (own,) = Readout(Network(module), [layer], window=False)(images, units)
+    assert torch.equal(own, found[0][[0, 1], units])
+
+
+def test_what_the_window_can_t_do_the_whole_map_can() -> None:
+    """Padding by name, circular padding, a buffer, global pooling, a classifier."""
+
+    class Awkward(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.rand(1, 3, 1, 1))
+            self.same = nn.Conv2d(3, 4, 4, padding="same")
+            self.circular = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
+            self.up = nn.ConvTranspose2d(4, 5, 2)
+            self.pool, self.fc = nn.AdaptiveMaxPool2d(2), nn.Linear(20, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.up(self.circular(self.same((x - self.mean) / 0.5)))
+            return self.fc(self.pool(x).flatten(1))
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using padding='same' with even kernel lengths")
+        module, images = built(Awkward), random(2, 3, 9, 10)
+        for layer in ("same", "circular", "up", "pool", "fc"):
+            readout, expected = Readout(Network(module), layer, window=False), full_map(module, layer, images)
+            assert relative_error(readout(images), expected) < 1e-12  # type: ignore[arg-type]
+            for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 5e-2)):
+                assert relative_error(readout(images, dtype=dtype), expected) < tolerance  # type: ignore[arg-type]
+
+
+def test_layers_after_the_last_one_wanted_do_not_run() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(1000, 2))  # the last fits no image
+    images = torch.ones(1, 3, 8, 8)
+    with pytest.raises(RuntimeError):
+        module(images)
+    assert Readout(Network(module), "1", window=False)(images).shape == (1, 4, 6, 6)  # type: ignore[union-attr]
+
+
+# --- copies, number types -------------------------------------------------------------------------------
+
+
+def _iadd(x: Tensor) -> Tensor:
+    x += 1
+    return x
+
+
+def _isub(x: Tensor) -> Tensor:
+    x -= 1
+    return x
+
+
+def _imul(x: Tensor) -> Tensor:
+    x *= 2
+    return x
+
+
+IN_PLACE = {
+    "nn.ReLU": nn.ReLU(inplace=True),
+    "nn.Hardtanh": nn.Hardtanh(inplace=True),
+    "F.relu_": F.relu_,
+    "torch.relu_": torch.relu_,
+    "F.relu(inplace)": lambda x: F.relu(x, inplace=True),
+    "F.leaky_relu_": lambda x: F.leaky_relu_(x, 0.1),
+    "F.elu_": F.elu_,
+    "torch.sigmoid_": torch.sigmoid_,
+    "+=": _iadd,
+    "-=": _isub,
+    "*=": _imul,
+    ".relu_": lambda x: x.relu_(),
+    ".add_": lambda x: x.add_(1),
+    ".sub_": lambda x: x.sub_(1),
+    ".mul_": lambda x: x.mul_(2),
+    ".clamp_": lambda x: x.clamp_(-0.1, 0.1),
+    ".exp_": lambda x: x.exp_(),
+}
+
+
+class Changed(nn.Module):
+    """A layer whose output (and the image) is changed by what follows."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.a, self.change, self.b = nn.Conv2d(3, 4, 3), change, nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.change(self.a(self.change(x))))
+
+
+@pytest.mark.parametrize("operation", IN_PLACE)
+def test_in_place_operations_change_neither_what_was_read_nor_the_images(operation: str) -> None:
+    module, images = built(lambda: Changed(IN_PLACE[operation])), random(2, 3, 6, 6)
+    before = images.clone()
+    a, b = Readout(Network(module), ["a", "b"], window=False)(images)
+    assert torch.equal(images, before)
+    assert relative_error(a, full_map(module, "a", before.clone())) < 1e-12
+    assert relative_error(b, full_map(module, "b", before.clone())) < 1e-12
+    images.requires_grad_()  # a leaf: in-place changes of it would raise
+    b = Readout(Network(module), "b", window=False)(images)
+    assert torch.autograd.grad(b.sum(), images)[0].abs().max() > 0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("operation", ["nn.ReLU", "F.relu_", ".relu_", "+=", "*="])
+def test_in_place_operations_do_not_change_what_a_window_read(operation: str) -> None:
+    module, images = built(lambda: Changed(IN_PLACE[operation])), random(2, 3, 3, 3)
+    b, a = Readout(Network(module), ["b", "a"])(images)
+    assert relative_error(a, full_map(module, "a", images.clone())) < 1e-12
+    assert relative_error(b, full_map(module, "b", images.clone())[..., 0, 0]) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "name", sorted(TOYS.keys() - {"chain"})
+)  # torch has no LocalResponseNorm in bfloat16
+@pytest.mark.parametrize("window", [True, False])
+def test_bfloat16_is_close_to_float32_and_really_narrow(name: str, window: bool) -> None:
+    readout = Readout(Network(toy(name)), list(TOYS[name][1:2]), window=window)
+    images = random(4, 3, *(readout.image_size if window else (40, 40))).float()
+    (exact,), (narrow,) = readout(images), readout(images, dtype=torch.bfloat16)
+    assert exact.dtype == narrow.dtype == torch.float32
+    assert 1e-5 < relative_error(narrow, exact) < 5e-2
+    units = torch.tensor([0, 1, 2, 0])
+    (own,) = readout(images, units, dtype=torch.bfloat16)
+    assert own.dtype == torch.float32
+    assert 1e-6 < relative_error(own, exact[torch.arange(4), units]) < 5e-2
+
+
+def test_autocast_does_not_reach_inside() -> None:
+    readout = Readout(Network(toy("chain")), "7")
+    images = random(2, 3, *readout.image_size).float()
+    plain = readout(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(readout(images), plain)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("units", [None, torch.zeros(0, dtype=torch.long)])
+@pytest.mark.parametrize("layer", ["conv1_1", "relu1_1"])
+def test_an_empty_batch(units: Tensor | None, layer: str) -> None:
+    value = Readout(Network(vgg19(last="conv1_1")), layer)(torch.zeros(0, 3, 3, 3), units)
+    assert value.shape == ((0, 64) if units is None else (0,))  # type: ignore[union-attr]
+
+
+def test_images_in_a_batch_do_not_touch_each_other() -> None:
+    readout = Readout(Network(toy("residual")), "relu")
+    images = random(3, 3, *readout.image_size)
+    together = readout(images)
+    alone = torch.cat([readout(image[None]) for image in images])  # type: ignore[misc]
+    assert relative_error(together, alone) < 1e-12  # type: ignore[arg-type]
+
+
+# --- the module is left as it was -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize("window", [True, False])
+def test_the_module_is_left_as_it_was(name: str, window: bool) -> None:
+    module = built(TOYS[name][0])
+    for i, part in enumerate(module.modules()):
+        part.train(i % 3 != 0)  # a mixture of modes, and of flags, to be put back one by one
+    for i, parameter in enumerate(module.parameters()):
+        parameter.requires_grad_(i % 2 == 0)
+    module.get_submodule(TOYS[name][1]).register_forward_hook(lambda *_: None)
+    before = snapshot(module)
+    readout = Readout(Network(module), TOYS[name][1], window=window)
+    assert snapshot(module) == before
+    images = random(2, 3, *(readout.image_size if window else (40, 40))).requires_grad_()
+    readout(images).sum().backward()  # type: ignore[union-attr]
+    assert images.grad is not None
+    assert snapshot(module) == before
+
+
+def test_snapshots_see_what_they_are_for() -> None:
+    """The oracle itself: each of these is a change that a readout must not make."""
+    changes: list[Any] = [
+        lambda m: m[0].weight.data.add_(1e-7),
+        lambda m: m[1].running_mean.add_(1e-7),
+        lambda m: m[1].eval(),
+        lambda m: m[0].weight.requires_grad_(False),
+        lambda m: m[1].register_forward_hook(lambda *_: None),
+        lambda m: m[1].register_forward_pre_hook(lambda *_: None),
+        lambda m: setattr(m[2], "inplace", False),
+        lambda m: m(torch.ones(2, 3, 4, 4)).sum().backward(),
+    ]
+    for change in changes:
+        module = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.ReLU(inplace=True)).train()
+        before = snapshot(module)
+        assert snapshot(module) == before
+        change(module)
+        assert snapshot(module) != before
+
+
+@pytest.mark.parametrize("window", [True, False])
+def test_batch_norm_in_training_mode_is_read_in_evaluation_mode(window: bool) -> None:
+    module = built(lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Dropout(0.5))).train()
+    images = random(4, 3, 3, 3)
+    before = snapshot(module)
+    value = Readout(Network(module), "2", window=window)(images)
+    assert snapshot(module) == before
+    expected = full_map(module, "2", images)
+    assert relative_error(value.reshape(expected.shape), expected) < 1e-12  # type: ignore[union-attr]
+
+
+def test_hooks_of_the_module_do_not_run_and_weights_are_not_referred_to() -> None:
+    module, calls = built(TOYS["chain"][0]), []
+    for part in module:  # type: ignore[attr-defined]
+        part.register_forward_hook(lambda *_: calls.append(1))
+    readout = Readout(Network(module), "7")
+    images = random(1, 3, *readout.image_size)
+    first = readout(images)
+    for parameter in module.parameters():
+        parameter.data.zero_()
+    assert torch.equal(readout(images), first)  # type: ignore[arg-type]
+    assert not calls
+
+
+# --- modules that can't be traced -----------------------------------------------------------------------
+
+
+class MustNotRun(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError("a layer after the last one wanted has run")
+
+
+class Moody(nn.Module):
+    """Control flow that depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.relu = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+        self.b, self.late, self.unused = nn.Conv2d(4, 5, 3), MustNotRun(), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.a(x if x.sum() > 0 else -x))
+        return self.late(self.b(self.relu(x)))
+
+    def plain(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``norm`` and ``b`` by direct calls."""
+        norm = self.norm(self.a(x if x.sum() > 0 else -x))
+        return norm.clone(), self.b(norm.relu())
+
+
+def test_an_untraceable_module_is_read_with_hooks_and_left_as_it_was() -> None:
+    module = built(Moody)
+    images = random(2, 3, 6, 7).requires_grad_()
+    expected_norm, expected_b = module.plain(images)  # type: ignore[operator]
+    (expected,) = torch.autograd.grad(expected_b.sum(), images)
+    module.train()
+    module.relu.eval()  # type: ignore[union-attr]
+    before = snapshot(module)
+    with pytest.warns(UserWarning, match=r"torch\.fx cannot trace 'Moody'.*with hooks") as caught:
+        readout = Readout(Network(module), ["b", "norm"], window=False)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    for _ in range(2):  # no warning any more: it would be an error here
+        b, norm = readout(images)
+        assert relative_error(b, expected_b) < 1e-12
+        assert relative_error(norm, expected_norm) < 1e-12
+    (gradient,) = torch.autograd.grad(b.sum(), images)
+    assert relative_error(gradient, expected) < 1e-12
+    assert torch.equal(readout(images, torch.tensor([3, 1]))[0], b[[0, 1], [3, 1]])
+    assert snapshot(module) == before
+
+
+def test_an_untraceable_module_that_fails_is_left_as_it_was() -> None:
+    module = built(Moody).train()
+    before = snapshot(module)
+    with pytest.warns(UserWarning, match="hooks"):
+        readout = Readout(Network(module), "b", window=False)
+    with pytest.raises(RuntimeError, match="channels"):
+        readout(random(1, 2, 6, 6))
+    assert snapshot(module) == before
+
+
+def test_an_untraceable_module_has_no_window() -> None:
+    with pytest.raises(
+        FvlightError, match=r"no windowed readout of layer 'b'.*cannot trace 'Moody'.*window=False"
+    ):
+        Readout(Network(Moody()), "b")
+
+
+def test_a_layer_that_is_never_called_is_an_error() -> None:
+    module = built(Moody)
+    module.late = nn.Identity()
+    with pytest.warns(UserWarning, match="hooks"):
+        readout = Readout(Network(module), "unused", window=False)
+    with pytest.raises(FvlightError, match=r"layer 'unused'.*not called"):
+        readout(random(1, 3, 6, 6))
+
+
+def test_a_second_input_with_a_default_is_left_to_the_module() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor, scale: float = 3.0) -> Tensor:
+            return self.conv(x * scale)
+
+    module, images = built(Scaled), random(1, 3, 5, 5)
+    with pytest.warns(UserWarning, match="'scale'"):
+        readout = Readout(Network(module), "conv", window=False)
+    assert relative_error(readout(images), module(images)) < 1e-12  # type: ignore[arg-type]
+    with pytest.raises(FvlightError, match="'scale'"):
+        Readout(Network(module), "conv")
+
+
+def test_an_in_place_operation_whose_input_is_read_again_is_not_silently_wrong() -> None:
+    """`identity` is changed by the ReLU in the module; copies would give the unchanged one."""
+
+    class Identity(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.relu, self.b = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1)
+            self.out = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            identity = self.a(x)
+            return self.out(self.b(self.relu(identity)) + identity)
+
+    module, images = built(Identity), random(2, 3, 5, 5)
+    with pytest.warns(UserWarning, match=r"'relu'.*in place"):
+        readout = Readout(Network(module), "out", window=False)
+    assert relative_error(readout(images), full_map(module, "out", images)) < 1e-12  # type: ignore[arg-type]
+    with pytest.raises(FvlightError, match=r"'relu'.*in place"):
+        Readout(Network(module), "out")
+    assert Readout(Network(module), "b")(images[..., :3, :3]).shape == (2, 4)  # type: ignore[union-attr]

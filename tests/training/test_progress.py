@@ -1,0 +1,112 @@
+"""How far a run is, in words and on a bar."""
+
+from __future__ import annotations
+
+import re
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fvlight.solvers import Patience, Pool, Status
+from fvlight.training import ProblemProgressBar, progress
+from fvlight.training.progress import describe
+
+FORM = re.compile(r"^ *([\d.]+)% +(\d+) s, at most (\d+|nan) s left, (\d+) of (\d+) problems solved$")
+
+
+def task(status: list[Status], steps: list[int], max_steps: int = 100) -> Any:
+    pool = Pool(len(status), 3)
+    pool.status = torch.tensor([int(word) for word in status], dtype=torch.int8)
+    return SimpleNamespace(pool=pool, steps=torch.tensor(steps), patience=Patience(max_steps=max_steps))
+
+
+def test_done_problems_count_whole_and_active_ones_by_their_steps() -> None:
+    state = task(
+        [Status.CONVERGED, Status.MAX_STEPS, Status.NAN, Status.ACTIVE, Status.ACTIVE, Status.WAITING],
+        [7, 100, 3, 50, 25, 0],
+    )
+    share, words = describe(state)
+    assert share == pytest.approx((1 + 1 + 1 + 0.5 + 0.25 + 0) / 6, abs=1e-12)
+    assert words == "3 of 6 problems solved"
+
+
+def test_from_nothing_to_all() -> None:
+    assert describe(task([Status.WAITING] * 2, [0, 0])) == (0.0, "0 of 2 problems solved")
+    assert describe(task([Status.CONVERGED] * 2, [4, 9])) == (1.0, "2 of 2 problems solved")
+
+
+def clocked(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    clock = SimpleNamespace(now=50.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def test_off_a_terminal_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock, bar = clocked(monkeypatch), ProblemProgressBar(seconds=30)
+    state = task([Status.CONVERGED, Status.ACTIVE, Status.WAITING, Status.WAITING], [9, 0, 0, 0])
+    bar.on_train_start(None, state)  # type: ignore[arg-type]
+    for _ in range(95):  # 95 s of blocks of 1 s
+        clock.now += 1
+        bar.on_train_batch_end(None, state)  # type: ignore[arg-type]
+    bar.on_train_end(None, state)  # type: ignore[arg-type]
+    output, errors = capsys.readouterr()
+    assert output == ""
+    found = [FORM.match(line) for line in errors.splitlines()]
+    assert all(found)
+    # a quarter is done: three times the time so far is left
+    assert [[float(number) for number in match.groups()] for match in found if match] == [
+        [25.0, elapsed, 3 * elapsed, 1, 4] for elapsed in (30, 60, 90)
+    ]
+
+
+def test_no_estimate_before_anything_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock, bar = clocked(monkeypatch), ProblemProgressBar(seconds=1)
+    state = task([Status.ACTIVE], [0])
+    bar.on_train_start(None, state)  # type: ignore[arg-type]
+    clock.now += 5
+    bar.on_train_batch_end(None, state)  # type: ignore[arg-type]
+    match = FORM.match(capsys.readouterr().err.rstrip("\n"))
+    assert match
+    assert match[3] == "nan"
+
+
+def test_a_disabled_bar_is_silent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock, bar = clocked(monkeypatch), ProblemProgressBar(seconds=1)
+    state = task([Status.ACTIVE], [0])
+    bar.disable()
+    bar.on_train_start(None, state)  # type: ignore[arg-type]
+    clock.now += 5
+    bar.on_train_batch_end(None, state)  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""
+    bar.enable()
+    bar.on_train_batch_end(None, state)  # type: ignore[arg-type]
+    assert capsys.readouterr().err != ""
+
+
+@pytest.mark.parametrize("end", ["on_train_end", "teardown", "on_exception"])
+def test_on_a_terminal_a_bar_that_ends_with_the_run(
+    end: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    bar = ProblemProgressBar()
+    bar.on_train_start(None, task([Status.ACTIVE, Status.WAITING], [0, 0]))  # type: ignore[arg-type]
+    live = bar._progress
+    assert live is not None
+    bar.on_train_batch_end(None, task([Status.CONVERGED, Status.ACTIVE], [3, 50]))  # type: ignore[arg-type]
+    assert live.tasks[0].percentage == pytest.approx(75.0)
+    assert live.tasks[0].fields["words"] == "1 of 2 problems solved"
+    arguments = {"on_train_end": (None, None), "teardown": (None, None, "fit")}
+    getattr(bar, end)(*arguments.get(end, (None, None, ValueError())))
+    assert live.live.is_started is False
+    assert bar._progress is None
