@@ -82,9 +82,7 @@ def build_task(config: Mapping[str, Any], network: Network) -> tuple[DiverseTask
         layer,
         parse_units(config["unit"], reader.units, layer),
         norm=norm,
-        lambdas=[
-            number({"values": value}, "values", float, "lambda_grid.") for value in _values(grid["values"])
-        ],
+        lambdas=[number({"values": value}, "values", float, "lambda_grid.") for value in _values(grid["values"])],
         distance_layer=config["distance_layer"],
         convention=config["convention"],
         threshold=number(config, "threshold"),
@@ -149,9 +147,7 @@ def run(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, command
     return Outcome(summary, {network.name: result}, report, interrupt.requested)
 
 
-def _trainer(
-    config: Mapping[str, Any], run_dir: Path, logger: Logger | None, interrupt: StopOnInterrupt
-) -> L.Trainer:
+def _trainer(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, interrupt: StopOnInterrupt) -> L.Trainer:
     seconds = number(config, "checkpoint_seconds")
     callbacks = [interrupt, SaveRegularly(run_dir / "checkpoints", seconds), ProblemProgressBar()]
     precision = str(config["trainer"].get("precision", "32-true"))
@@ -248,14 +244,12 @@ def nan_problems(result: DiverseResult) -> str:
 
 def metrics(task: DiverseTask) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of ``metrics.csv``: how each problem went, block by block."""
-    columns = ["unit", "lambda", "start", "step", "score", "mean_activation", "min_distance"]
-    rows = []
-    for problem, step, *figures in (row for block in task.history for row in block.tolist()):
-        unit, value, start = task.address(int(problem))
-        rows.append([unit, value, start, int(step), *figures])
-    order = {unit: place for place, unit in enumerate(task.units)}
-    rows.sort(key=lambda row: (order[row[0]], *row[1:4]))
-    return columns, rows
+    columns = ["problem", "unit", "lambda", "start", "step", "score", "mean_activation", "min_distance"]
+    rows = [
+        [int(problem), *task.address(int(problem)), int(step), *figures]
+        for problem, step, *figures in (row for block in task.history for row in block.tolist())
+    ]
+    return columns, sorted(rows, key=lambda row: (row[0], row[4]))
 
 
 def run_experiment(
@@ -271,8 +265,7 @@ def run_experiment(
         networks[name] = build_network(part)
         results[name] = outcome.results[networks[name].name]
         parts[name] = {
-            key: outcome.summary[key]
-            for key in ("network", "layer", "complete", "seconds", "units", "warnings")
+            key: outcome.summary[key] for key in ("network", "layer", "complete", "seconds", "units", "warnings")
         }
         if outcome.interrupted:
             return outcome

@@ -150,8 +150,10 @@ def _with_resume(arguments: list[str]) -> list[str]:
 
     run_dir = Path(folder).expanduser().resolve()
     recorded = run_dir / ".hydra" / "overrides.yaml"
-    if not recorded.is_file():
-        raise FvlightError(f"resume={folder}: there is no run to go on with ({recorded} is missing)")
+    # Hydra writes "[]" where nothing was typed: an empty file is a run that was killed as it began
+    if not recorded.is_file() or not recorded.read_text().strip():
+        state = "empty: start the run anew" if recorded.is_file() else "missing"
+        raise FvlightError(f"resume={folder}: there is no run to go on with ({recorded} is {state})")
     before = [str(text) for text in OmegaConf.load(recorded) or []]
     now = [text for text in arguments if text not in given]
     kept = [text for text in before if not text.startswith("resume=")]

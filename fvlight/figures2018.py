@@ -39,9 +39,7 @@ def draw_averages(results: Results, networks: Networks, run_dir: Path) -> Path |
     if k is None:
         return None
     averages = pair_averages(result.images[0, k])
-    relative = (
-        pair_average_activation(result, network, network.layers[-1], 0, k) / result.mean_activation[0, k]
-    )
+    relative = pair_average_activation(result, network, network.layers[-1], 0, k) / result.mean_activation[0, k]
     sheet = averages_sheet(
         network.input_space.to_display(averages).numpy(),
         relative.tolist(),

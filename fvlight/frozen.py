@@ -49,9 +49,10 @@ class FrozenConv2d:
         self.bias = None if conv.bias is None else conv.bias.detach().to(device, dtype, copy=True)
         self.stride, self.dilation = conv.stride, conv.dilation
         self.padding, self.groups, self.relu = padding, conv.groups, relu
-        self.pooling = None if pool is None else (
-            as_pair(pool.kernel_size), as_pair(pool.stride), as_pair(pool.padding), as_pair(pool.dilation), pool.ceil_mode
-        )  # fmt: skip
+        self.pooling = None
+        if pool is not None:
+            sizes = (as_pair(size) for size in (pool.kernel_size, pool.stride, pool.padding, pool.dilation))
+            self.pooling = (*sizes, pool.ceil_mode)
         self.backward_weight: Tensor | None = None
         self.backward_padding = tuple(k - 1 - p for k, p in zip(conv.kernel_size, padding, strict=True))
         # A CPU's forward kernels are the faster ones; cuDNN has tuned kernels for both directions.
@@ -118,7 +119,5 @@ class _FrozenConv(torch.autograd.Function):
             like = torch.empty(  # stands in for the unpooled output, of which only the shape is read
                 ctx.y_shape, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last
             )
-            gradient = torch.ops.aten.max_pool2d_with_indices_backward(
-                gradient, like, *ctx.conv.pooling, indices
-            )
+            gradient = torch.ops.aten.max_pool2d_with_indices_backward(gradient, like, *ctx.conv.pooling, indices)
         return ctx.conv.input_gradient(gradient, ctx.x_shape), None

@@ -215,8 +215,7 @@ def _cache_key(paths: list[Path], size: tuple[int, int], key: str) -> str:
         files = sorted(blake2b(path.read_bytes(), digest_size=32).hexdigest() for path in paths)
     except OSError as error:
         raise FvlightError(
-            f"cannot read image '{error.filename}' ({error.strerror}): make it readable or take it out "
-            "of the folder"
+            f"cannot read image '{error.filename}' ({error.strerror}): make it readable or take it out of the folder"
         ) from error
     parts = json.dumps([ALGORITHM_VERSION, list(size), key, files])
     return blake2b(parts.encode(), digest_size=32).hexdigest()

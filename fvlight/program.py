@@ -84,9 +84,7 @@ class Program:
         with torch.autocast(self.device.type, enabled=False):
             for step in self.steps:
                 read = {
-                    source: values[source][(..., *step.crops[source])]
-                    if source in step.crops
-                    else values[source]
+                    source: values[source][(..., *step.crops[source])] if source in step.crops else values[source]
                     for source in step.sources
                 }
                 if step.node is first and units is not None and self.rows is not None:
@@ -131,11 +129,7 @@ class Program:
         self, node: fx.Node, relu: fx.Node | None, pool: fx.Node | None
     ) -> Callable[[dict[fx.Node, Value]], Value]:
         module = self.graph.module_of(node)
-        if (
-            isinstance(module, nn.Conv2d)
-            and module.padding_mode == "zeros"
-            and not isinstance(module.padding, str)
-        ):
+        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
             padding = (0, 0) if self.intervals else as_pair(module.padding)
             pooling = None if pool is None else self._frozen_copy(self.graph.module_of(pool))
             conv = FrozenConv2d(
@@ -256,9 +250,7 @@ def needed_intervals(graph: Graph, nodes: list[fx.Node], targets: list[fx.Node])
         for source in node.all_input_nodes:
             if source in intervals:
                 have = intervals[source]
-                intervals[source] = tuple(
-                    (min(h[0], n[0]), max(h[1], n[1])) for h, n in zip(have, need, strict=True)
-                )  # type: ignore[assignment]
+                intervals[source] = tuple((min(h[0], n[0]), max(h[1], n[1])) for h, n in zip(have, need, strict=True))  # type: ignore[assignment]
             else:
                 intervals[source] = need
     return intervals

@@ -49,8 +49,7 @@ class Readout:
         try:
             self._graph = trace(network)
             self._targets = [
-                node_of(self._graph, network, given, name)
-                for given, name in zip(self.layers, self._names, strict=True)
+                node_of(self._graph, network, given, name) for given, name in zip(self.layers, self._names, strict=True)
             ]
             self._graph.check(*self._targets)
             self.field = fields(self._graph).get(self._targets[0])
@@ -73,9 +72,7 @@ class Readout:
         before, known = set(self._graph.ancestors(unit)), fields(self._graph)
         for name, node in zip(self.layers[1:], others, strict=True):
             if node not in before and known.get(node) != self.field:
-                raise FvlightError(
-                    f"layer {name!r} neither lies before {self.layers[0]!r} nor sees the same windows"
-                )
+                raise FvlightError(f"layer {name!r} neither lies before {self.layers[0]!r} nor sees the same windows")
 
     @property
     def image_size(self) -> Pair:
@@ -153,7 +150,5 @@ def _read_with_hooks(module: nn.Module, names: list[str], images: Tensor) -> lis
             m.training = mode
     for name in names:
         if name not in found:
-            raise FvlightError(
-                f"layer {name!r} is not called when {type(module).__name__} runs: it can't be read"
-            )
+            raise FvlightError(f"layer {name!r} is not called when {type(module).__name__} runs: it can't be read")
     return [found[name] for name in names]

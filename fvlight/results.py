@@ -58,6 +58,4 @@ def write_metrics(run_dir: Path, columns: list[str], rows: list[list[Any]]) -> P
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
-    return write_atomically(
-        run_dir / METRICS, lambda path: path.write_text(buffer.getvalue(), encoding="utf-8")
-    )
+    return write_atomically(run_dir / METRICS, lambda path: path.write_text(buffer.getvalue(), encoding="utf-8"))

@@ -47,14 +47,10 @@ def _unit_range(text: str, available: int) -> Iterable[int]:
         if stop is not None and stop > available:
             raise FvlightError(f"unit={text}: the layer has {available} units, the range ends at {stop}")
         return range(available)[slice(*numbers)]
-    raise FvlightError(
-        f"unit={text}: write all, a number such as 13, a list such as [13,22] or a range such as 0:64"
-    )
+    raise FvlightError(f"unit={text}: write all, a number such as 13, a list such as [13,22] or a range such as 0:64")
 
 
-def number(
-    config: Mapping[str, Any], key: str, kind: type[int] | type[float] = float, prefix: str = ""
-) -> Any:
+def number(config: Mapping[str, Any], key: str, kind: type[int] | type[float] = float, prefix: str = "") -> Any:
     """A finite number of the given kind from a configuration.
 
     Raises:

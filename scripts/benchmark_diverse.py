@@ -106,12 +106,8 @@ def timed(run: Callable[[], None], steps: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--weights", default="random", help="file for VGG-19 normalised (default: random weights)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", default="random", help="file for VGG-19 normalised (default: random weights)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=10, help="solver steps per measurement")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -146,9 +142,7 @@ def main() -> None:
         for name, run in runs.items():
             times[name].append(timed(run, steps))
     amx = "with" if torch.cpu._is_amx_tile_supported() else "without"
-    print(
-        f"{torch.get_num_threads()} threads, CPU {amx} AMX; ms per step of the sweep, median of {arguments.rounds}"
-    )
+    print(f"{torch.get_num_threads()} threads, CPU {amx} AMX; ms per step of the sweep, median of {arguments.rounds}")
     for name, values in times.items():
         print(f"  {name:16s} {statistics.median(values):8.2f}   ({min(values):.2f} to {max(values):.2f})")
     for over, under in (
@@ -156,9 +150,7 @@ def main() -> None:
         ("fvlight float32", "bare float32"), ("fvlight bf16", "bare bf16"),
     ):  # fmt: skip
         ratios = [a / b for a, b in zip(times[over], times[under], strict=True)]
-        print(
-            f"  {over} / {under}: {statistics.median(ratios):.2f}   ({min(ratios):.2f} to {max(ratios):.2f})"
-        )
+        print(f"  {over} / {under}: {statistics.median(ratios):.2f}   ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 if __name__ == "__main__":

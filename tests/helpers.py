@@ -57,9 +57,7 @@ def snapshot(module: nn.Module) -> dict[str, Any]:
     return {
         "state": {name: value.clone().numpy().tobytes() for name, value in module.state_dict().items()},
         "modes": {name: part.training for name, part in parts.items()},
-        "hooks": {
-            (name, kind): dict(getattr(part, kind)) for name, part in parts.items() for kind in hook_names
-        },
+        "hooks": {(name, kind): dict(getattr(part, kind)) for name, part in parts.items() for kind in hook_names},
         "requires_grad": {name: value.requires_grad for name, value in module.named_parameters()},
         "grads": {name: value.grad is None for name, value in module.named_parameters()},
         "inplace": {name: getattr(part, "inplace", None) for name, part in parts.items()},
@@ -89,21 +87,15 @@ def supports(
     return boxes
 
 
-def windows(
-    size: tuple[int, int], stride: tuple[int, int], offset: tuple[int, int], unit: tuple[int, int]
-) -> Box:
+def windows(size: tuple[int, int], stride: tuple[int, int], offset: tuple[int, int], unit: tuple[int, int]) -> Box:
     """The box that a receptive field says a unit sees."""
-    rows, columns = (
-        (o + u * j, o + u * j + r) for r, j, o, u in zip(size, stride, offset, unit, strict=True)
-    )
+    rows, columns = ((o + u * j, o + u * j + r) for r, j, o, u in zip(size, stride, offset, unit, strict=True))
     return rows, columns
 
 
 def interior_unit(size: int, field: Any) -> tuple[int, int]:
     """A unit near the middle of an image of ``size`` pixels; its window and the next one's lie inside."""
-    unit = tuple(
-        ((size - r) // 2 - o) // j for r, j, o in zip(field.size, field.stride, field.offset, strict=True)
-    )
+    unit = tuple(((size - r) // 2 - o) // j for r, j, o in zip(field.size, field.stride, field.offset, strict=True))
     for last in (0, 1):
         box = windows(field.size, field.stride, field.offset, (unit[0] + last, unit[1] + last))
         assert all(first >= 0 and end <= size for first, end in box), "the image is too small for this layer"
@@ -146,9 +138,7 @@ def torchvision_network(name: str) -> nn.Module:
         return built(lambda: build(weights=None, num_classes=2, **options))
 
     def without_classifier() -> nn.Module:  # its 120 million weights are of no use here
-        vgg = torchvision.models.VGG(
-            torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["E"]), 2, False
-        )
+        vgg = torchvision.models.VGG(torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["E"]), 2, False)
         vgg.classifier = nn.Sequential(nn.Flatten(), nn.Linear(512 * 49, 2))
         return vgg
 

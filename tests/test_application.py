@@ -185,21 +185,21 @@ def test_many_nan_problems_are_counted() -> None:
     assert text.endswith("and 2 more")
 
 
-def test_metrics_are_in_order_of_units_lambdas_starts_and_steps() -> None:
+def test_metrics_are_in_order_of_problems_and_steps() -> None:
     address = {0: (9, 0.0, 0), 1: (9, 0.5, 0), 2: (9, 0.5, 1), 3: (4, 0.0, 0)}
     blocks = [
         torch.tensor([[3.0, 5, 1.5, 2.5], [2, 5, 3, 4]], dtype=torch.float64),
         torch.tensor([[1.0, 5, 6, 7], [0, 5, 8, 9], [3, 10, 1, 2]], dtype=torch.float64),
     ]
-    task = SimpleNamespace(history=blocks, units=[9, 4], address=address.__getitem__)
+    task = SimpleNamespace(history=blocks, address=address.__getitem__)
     columns, rows = metrics(task)  # type: ignore[arg-type]
-    assert columns[:4] == ["unit", "lambda", "start", "step"]
+    assert columns[:5] == ["problem", "unit", "lambda", "start", "step"]
     assert rows == [
-        [9, 0.0, 0, 5, 8, 9],
-        [9, 0.5, 0, 5, 6, 7],
-        [9, 0.5, 1, 5, 3, 4],
-        [4, 0.0, 0, 5, 1.5, 2.5],
-        [4, 0.0, 0, 10, 1, 2],
+        [0, 9, 0.0, 0, 5, 8, 9],
+        [1, 9, 0.5, 0, 5, 6, 7],
+        [2, 9, 0.5, 1, 5, 3, 4],
+        [3, 4, 0.0, 0, 5, 1.5, 2.5],
+        [3, 4, 0.0, 0, 10, 1, 2],
     ]
 
 

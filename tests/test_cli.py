@@ -187,9 +187,7 @@ def test_a_mistake_is_one_line(name: str, run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["layer", "network", "resume of nothing", "output below a file"])
-def test_a_traceback_for_who_asks(
-    name: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_traceback_for_who_asks(name: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(tmp_path)
     monkeypatch.setenv(cli.FULL_ERROR, "1")
     given, words = MISTAKES[name]
@@ -286,9 +284,7 @@ def test_one_problem_becomes_nan(run: Run, tmp_path: Path, monkeypatch: pytest.M
     assert run(*settings, "hydra.run.dir=good")[0] == 0
     evaluate, calls = DiverseTask.evaluate, []
 
-    def broken(
-        task: DiverseTask, raw: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype | None
-    ) -> Evaluation:
+    def broken(task: DiverseTask, raw: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype | None) -> Evaluation:
         calls.append(1)
         score, figures = evaluate(task, raw, rows, dtype)
         return Evaluation(torch.where((rows == 2) & (len(calls) > 4), float("nan"), score), figures)
@@ -398,9 +394,7 @@ def test_console_entry_helps() -> None:
     code = "import sys; from fvlight.cli import main; sys.argv = ['fvlight', '--help']; sys.exit(main())"
     for command in (["-m", "fvlight", "--help"], ["-c", code]):
         environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-        done = subprocess.run(
-            [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=120
-        )
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=120)
         assert done.returncode == 0, done.stderr
         assert "network" in done.stdout
         assert done.stderr == ""

@@ -25,9 +25,7 @@ POOLS = {
 }
 
 
-def layer(
-    inputs: int, kernel: tuple[int, int], seed: int = 0, outputs: int = 8, **options: int | bool
-) -> nn.Conv2d:
+def layer(inputs: int, kernel: tuple[int, int], seed: int = 0, outputs: int = 8, **options: int | bool) -> nn.Conv2d:
     """A convolution with random weights; nothing of the global random state is used."""
     conv = nn.utils.skip_init(nn.Conv2d, inputs, outputs, kernel, dtype=DOUBLE, **options)
     generator = torch.Generator().manual_seed(seed)
@@ -40,18 +38,14 @@ def random(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
 
 
-def plain(
-    x: Tensor, conv: nn.Conv2d, padding: tuple[int, int], relu: bool, pool: nn.MaxPool2d | None
-) -> Tensor:
+def plain(x: Tensor, conv: nn.Conv2d, padding: tuple[int, int], relu: bool, pool: nn.MaxPool2d | None) -> Tensor:
     """What is claimed to be computed, operation by operation."""
     y = F.conv2d(x, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups)
     y = y.relu() if relu else y
     return y if pool is None else pool(y)
 
 
-def forward_and_gradient(
-    function: nn.Module | FrozenConv2d, x: Tensor, seed: int = 2
-) -> tuple[Tensor, Tensor]:
+def forward_and_gradient(function: nn.Module | FrozenConv2d, x: Tensor, seed: int = 2) -> tuple[Tensor, Tensor]:
     """The output, and the gradient with respect to x of its product with random numbers."""
     x = x.detach().requires_grad_()
     y = function(x)

@@ -178,9 +178,7 @@ def test_containers_and_activations_have_outputs() -> None:
 
 
 def test_tracing_leaves_the_module_as_it_was() -> None:
-    module = nn.Sequential(
-        nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Sequential(nn.Dropout(), nn.ReLU(True))
-    ).train()
+    module = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Sequential(nn.Dropout(), nn.ReLU(True))).train()
     module[1].eval()
     before = snapshot(module)
     trace(Network(module))
@@ -261,9 +259,7 @@ def test_the_activation_before_each_convolution_of_vgg() -> None:
 
 
 def test_the_activation_before_is_given_by_its_alias() -> None:
-    module = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 4, 3)
-    )
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 4, 3))
     assert preceding_layer(Network(module), "4") == "2"
     assert preceding_layer(Network(module, aliases={"first": "2", "second": "4"}), "second") == "first"
 

@@ -158,9 +158,7 @@ def test_a_dark_patch_in_a_bright_image_keeps_its_norm_of_zero() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 5), (3, 7), (11, 13)])
-def test_it_is_the_mean_over_explicit_patches_and_then_over_images(
-    tmp_path: Path, size: tuple[int, int]
-) -> None:
+def test_it_is_the_mean_over_explicit_patches_and_then_over_images(tmp_path: Path, size: tuple[int, int]) -> None:
     shapes = [(11, 13), (30, 14), (16, 40)]
     expected = []
     for seed, (height, width) in enumerate(shapes):

@@ -57,12 +57,8 @@ def test_pages_are_not_mapped_anew() -> None:
     assert kept < default / 10
 
 
-@pytest.mark.parametrize(
-    ("system", "library"), [("Darwin", ("", "")), ("Windows", ("", "")), ("Linux", ("musl", "1"))]
-)
-def test_elsewhere_nothing_is_done(
-    system: str, library: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("system", "library"), [("Darwin", ("", "")), ("Windows", ("", "")), ("Linux", ("musl", "1"))])
+def test_elsewhere_nothing_is_done(system: str, library: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object) -> None:
         raise AssertionError("no library may be opened")
 

@@ -89,9 +89,7 @@ def test_a_window_is_an_interior_unit_and_so_is_its_gradient(name: str, layer: s
 def test_the_gradient_of_picked_units(name: str) -> None:
     """`units=` takes a path of its own for a convolution: its gradient is that of the picked row."""
     readout = Readout(Network(toy(name)), TOYS[name][1])
-    crop = large_and_window(readout)[0][
-        ..., : readout.image_size[0], : readout.image_size[1]
-    ].requires_grad_()
+    crop = large_and_window(readout)[0][..., : readout.image_size[0], : readout.image_size[1]].requires_grad_()
     units, mix = torch.tensor([0, 2]), torch.tensor([2.0, -3.0], dtype=DOUBLE)
     every, picked = readout(crop), readout(crop, units)
     assert isinstance(every, Tensor)
@@ -117,9 +115,7 @@ def test_the_gradient_is_that_of_finite_differences(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "layer", "earlier"), TOY_LAYERS + LAYERS)
-def test_an_earlier_layer_is_the_part_of_its_map_that_the_unit_sees(
-    name: str, layer: str, earlier: str
-) -> None:
+def test_an_earlier_layer_is_the_part_of_its_map_that_the_unit_sees(name: str, layer: str, earlier: str) -> None:
     module = module_of(name)
     readout = Readout(Network(module), [layer, earlier])
     images, unit, place = large_and_window(readout)
@@ -171,9 +167,7 @@ def test_gradients_through_several_layers_at_once(name: str, window: bool) -> No
 
 
 def test_a_layer_after_the_unit_with_the_same_windows() -> None:
-    module = built(
-        lambda: nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(6, 5, 3))
-    )
+    module = built(lambda: nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(6, 5, 3)))
     images = random(2, 3, 3, 3)
     linear, rectified = Readout(Network(module), ["0", "1"])(images)
     torch.testing.assert_close(linear, F.conv2d(images, module[0].weight, module[0].bias).flatten(1))  # type: ignore[index, arg-type, union-attr]
@@ -185,9 +179,7 @@ def test_a_layer_after_the_unit_with_the_same_windows() -> None:
     assert torch.equal(still_all, rectified)
 
 
-@pytest.mark.parametrize(
-    ("layer", "other"), [("conv1_1", "conv2_1"), ("relu1_1", "pool1"), ("conv1_1", "relu1_2")]
-)
+@pytest.mark.parametrize(("layer", "other"), [("conv1_1", "conv2_1"), ("relu1_1", "pool1"), ("conv1_1", "relu1_2")])
 def test_a_layer_that_is_not_before_the_unit_is_an_error(layer: str, other: str) -> None:
     with pytest.raises(FvlightError, match=rf"layer '{other}' neither lies before '{layer}'"):
         Readout(Network(vgg19(last="conv2_1")), [layer, other])
@@ -256,9 +248,7 @@ def test_vgg_on_a_photograph(vgg_weights: Path, photographs: Path) -> None:
         assert relative_error(before, wanted) < 1e-10
         assert relative_error(readout(crop.float())[0], expected[..., row, column]) < 1e-5
         assert relative_error(readout(crop.float(), torch.tensor([9]))[0], expected[:, 9, row, column]) < 1e-4
-        assert (
-            relative_error(readout(crop.float(), dtype=torch.bfloat16)[0], expected[..., row, column]) < 3e-2
-        )
+        assert relative_error(readout(crop.float(), dtype=torch.bfloat16)[0], expected[..., row, column]) < 3e-2
 
 
 # --- whole maps -----------------------------------------------------------------------------------------
@@ -381,9 +371,7 @@ def test_in_place_operations_do_not_change_what_a_window_read(operation: str) ->
     assert relative_error(b, full_map(module, "b", images.clone())[..., 0, 0]) < 1e-12
 
 
-@pytest.mark.parametrize(
-    "name", sorted(TOYS.keys() - {"chain"})
-)  # torch has no LocalResponseNorm in bfloat16
+@pytest.mark.parametrize("name", sorted(TOYS.keys() - {"chain"}))  # torch has no LocalResponseNorm in bfloat16
 @pytest.mark.parametrize("window", [True, False])
 def test_bfloat16_is_close_to_float32_and_really_narrow(name: str, window: bool) -> None:
     readout = Readout(Network(toy(name)), list(TOYS[name][1:2]), window=window)
@@ -544,9 +532,7 @@ def test_an_untraceable_module_that_fails_is_left_as_it_was() -> None:
 
 
 def test_an_untraceable_module_has_no_window() -> None:
-    with pytest.raises(
-        FvlightError, match=r"no windowed readout of layer 'b'.*cannot trace 'Moody'.*window=False"
-    ):
+    with pytest.raises(FvlightError, match=r"no windowed readout of layer 'b'.*cannot trace 'Moody'.*window=False"):
         Readout(Network(Moody()), "b")
 
 

@@ -30,9 +30,7 @@ def check(module: nn.Module, layer: str, size: int, channels: int = 3, *, first_
     assert found == [windows(field.size, field.stride, field.offset, unit) for unit in units]
 
 
-@pytest.mark.parametrize(
-    ("name", "layer"), [(n, x) for n, (_, last, rest) in TOYS.items() for x in (last, *rest)]
-)
+@pytest.mark.parametrize(("name", "layer"), [(n, x) for n, (_, last, rest) in TOYS.items() for x in (last, *rest)])
 def test_gradients_reach_just_the_window(name: str, layer: str) -> None:
     check(toy(name), layer, 64)
 
@@ -52,9 +50,7 @@ def test_two_convolutions(
     kernel: int | tuple[int, int], stride: int | tuple[int, int], padding: int, dilation: int
 ) -> None:
     def build() -> nn.Module:
-        return nn.Sequential(
-            nn.Conv2d(2, 2, 3, stride, padding), nn.Conv2d(2, 2, kernel, stride, padding, dilation)
-        )
+        return nn.Sequential(nn.Conv2d(2, 2, 3, stride, padding), nn.Conv2d(2, 2, kernel, stride, padding, dilation))
 
     check(built(build), "1", 48, channels=2)
 
@@ -151,9 +147,7 @@ class Head(nn.Module):
     ],
 )
 def test_what_is_not_known_is_named_with_the_remedy(layer: str, named: str) -> None:
-    with pytest.raises(
-        FvlightError, match=rf"receptive field of layer '{layer}'.*{named}.*window=False"
-    ) as caught:
+    with pytest.raises(FvlightError, match=rf"receptive field of layer '{layer}'.*{named}.*window=False") as caught:
         receptive_field(Network(Head()), layer)
     assert "\n" not in str(caught.value)
 

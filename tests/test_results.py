@@ -129,9 +129,7 @@ def test_derived_numbers_follow_from_the_measured_ones(summary: Any) -> None:
         kept = []
         for point in entry["sweep"]:
             activations = point["activations"]
-            assert point["mean_activation"] == pytest.approx(
-                math.fsum(activations) / len(activations), rel=1e-6
-            )
+            assert point["mean_activation"] == pytest.approx(math.fsum(activations) / len(activations), rel=1e-6)
             relative = point["mean_activation"] / first["mean_activation"]
             assert point["relative_activation"] == pytest.approx(relative, rel=1e-6)
             gain = point["min_distance"] / first["min_distance"]
@@ -141,9 +139,7 @@ def test_derived_numbers_follow_from_the_measured_ones(summary: Any) -> None:
         assert entry["lambda_selected"] == max(kept)
 
 
-def test_images_lie_on_the_sphere_in_the_documented_form(
-    tensors: dict[str, Tensor], summary: Any, kind: str
-) -> None:
+def test_images_lie_on_the_sphere_in_the_documented_form(tensors: dict[str, Tensor], summary: Any, kind: str) -> None:
     assert set(tensors) == {"images", "display"}
     assert tensors["images"].shape == tensors["display"].shape == SHAPES[kind]
     assert tensors["images"].dtype == torch.float32

@@ -36,10 +36,10 @@ def load_network(name: str, weights: str = "default", seed: int = 0, **options: 
         raise unknown("network", name, list_networks(), "the zoo")
     try:
         return BUILDERS[name](weights=str(weights), seed=int(seed), **options)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        if not options:
             raise
-        raise FvlightError(f"network {name!r}: {error}") from error
+        raise FvlightError(f"network {name!r} can't be built with options {options}: {error}") from error
 
 
 __all__ = ["list_networks", "load_network"]

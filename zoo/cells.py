@@ -20,9 +20,7 @@ from fvlight.network import InputSpace, Network
 from .registry import register
 
 SPACE = InputSpace(channels=1, photographic=False)
-SMALLEST_RESPONSE = (
-    0.8  # [C, Fig. 1]: the Hubel & Wiesel cell answers every phase with more than 80 % of its maximum
-)
+SMALLEST_RESPONSE = 0.8  # [C, Fig. 1]: the Hubel & Wiesel cell answers every phase with more than 80 % of its maximum
 PHASES = 720  # samples of the circle where a maximum over phases is taken: half a degree apart
 
 

@@ -56,9 +56,7 @@ def fold_input(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     expected = -torch.tensor(MEAN_RGB)
     is_permutation = torch.equal(order.round(), order) and torch.equal(order.sum(0), torch.ones(3))
     if not is_permutation or not torch.allclose(bias, order @ expected, atol=0.5):
-        raise FvlightError(
-            "the weights' preproc is not 255 RGB minus the ImageNet mean in some channel order"
-        )
+        raise FvlightError("the weights' preproc is not 255 RGB minus the ImageNet mean in some channel order")
     tensors["conv1_1.weight"] = torch.einsum("oihw,ic->ochw", tensors["conv1_1.weight"], order)
     return tensors
 

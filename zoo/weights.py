@@ -66,7 +66,5 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     if shapes:
         problems.append(f"{len(shapes)} of another shape ({'; '.join(shapes[:3])})")
     if problems:
-        raise FvlightError(
-            f"weights from {source!r} do not fit {type(module).__name__}: {', '.join(problems)}"
-        )
+        raise FvlightError(f"weights from {source!r} do not fit {type(module).__name__}: {', '.join(problems)}")
     module.load_state_dict(dict(tensors))

@@ -159,14 +159,8 @@ def corner(results: Results, networks: Networks) -> list[Claim]:
     (result,), (network,) = results.values(), networks.values()
     k = result.selected[0]
     if k is None:
-        return [
-            Claim(
-                "Averages of a corner detector's images drive it", "Cadena 2018, Fig. 9", None, ">= 0.5", None
-            )
-        ]
-    share = float(
-        pair_average_activation(result, network, "corner", 0, k).mean() / result.mean_activation[0, k]
-    )
+        return [Claim("Averages of a corner detector's images drive it", "Cadena 2018, Fig. 9", None, ">= 0.5", None)]
+    share = float(pair_average_activation(result, network, "corner", 0, k).mean() / result.mean_activation[0, k])
     gain, relative = float(result.diversity_gain[0, k]), float(result.relative_activation[0, k])
     return [
         Claim(

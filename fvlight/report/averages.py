@@ -28,7 +28,5 @@ def averages_sheet(display: NDArray[np.uint8], relative: Sequence[float], title:
         x = GAP + index % COLUMNS * (cell.width + GAP)
         y = 40 + index // COLUMNS * (cell.height + UNDER + GAP)
         sheet.paste(cell.render(image), x, y)
-        sheet.text(
-            x + cell.width / 2, y + cell.height + 10, format_number(relative[index]), size=7.5, align="center"
-        )
+        sheet.text(x + cell.width / 2, y + cell.height + 10, format_number(relative[index]), size=7.5, align="center")
     return sheet

@@ -99,9 +99,7 @@ def tradeoff_figure(run: RunData) -> Figure:
     lowest, highest = (lowest, highest) if np.isfinite([lowest, highest]).all() else (0.0, 1.0)
     left.set_ylim(min(0.0, 1.05 * lowest), max(1.05, 1.05 * highest))
     right.set_ylabel(
-        "minimum pairwise distance relative to λ = 0"
-        if quantity == "diversity_gain"
-        else "minimum pairwise distance"
+        "minimum pairwise distance relative to λ = 0" if quantity == "diversity_gain" else "minimum pairwise distance"
     )
     _log_if_wide(right, run, quantity)
     if run.threshold is not None:
@@ -117,9 +115,7 @@ def tradeoff_figure(run: RunData) -> Figure:
         axes.set_axisbelow(True)
         _lambda_axis(axes, run.lambdas)
     handles = _legend_handles(run)
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8, frameon=False
-    )
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8, frameon=False)
     return figure
 
 
@@ -247,9 +243,7 @@ def overview_sheet(blocks: Sequence[tuple[UnitResult, Pixels]], cell: Cell, colu
         for row, (name, position) in enumerate(
             (("λ = 0", unit.lowest), ("chosen", unit.chosen), ("largest", unit.largest))
         ):
-            _overview_row(
-                sheet, (x, y + header + row * row_height), unit, images, cell, columns, name, position
-            )
+            _overview_row(sheet, (x, y + header + row * row_height), unit, images, cell, columns, name, position)
     return sheet
 
 
@@ -272,9 +266,7 @@ def _overview_row(
     # A sweep that was interrupted or given without 0 must not be labelled as if it started there.
     title = f"λ = {format_lambda(point.lam)}" + ("" if name == "λ = 0" else f" ({name})")
     sheet.text(x, y + 12, title, bold=name == "chosen", color=ACCENT if name == "chosen" else INK)
-    sheet.text(
-        x, y + 31, f"rel. activation {format_number(point.relative_activation)}", size=7.5, color=MUTED
-    )
+    sheet.text(x, y + 31, f"rel. activation {format_number(point.relative_activation)}", size=7.5, color=MUTED)
     if point.status != "converged":
         sheet.text(x, y + 48, plain(point.status, 24), size=7.5, color=ACCENT)
     row = images[position] if position < len(images) and point.measured else None

@@ -106,9 +106,7 @@ def add_figure(run_dir: Path, name: str, png: bytes, caption: str) -> Path:
     folder = run_dir / "figures"
     captions, _ = _read_captions(folder)
     write_atomically(folder / name, png)
-    write_atomically(
-        folder / "captions.json", json.dumps({**captions, name: caption}, ensure_ascii=False).encode()
-    )
+    write_atomically(folder / "captions.json", json.dumps({**captions, name: caption}, ensure_ascii=False).encode())
     return folder / name
 
 
@@ -170,11 +168,7 @@ def _describe(figure: FigureFile, run: RunData) -> tuple[str, str]:
     if figure.kind == "tradeoff":
         return "Trade-off between activation and diversity", _tradeoff_caption(figure, run)
     total = finite(run.summary.get("images_per_problem"))
-    of_all = (
-        f" The first {figure.columns} of {total:g} images are shown."
-        if total and total > figure.columns
-        else ""
-    )
+    of_all = f" The first {figure.columns} of {total:g} images are shown." if total and total > figure.columns else ""
     drawn = (
         f"Images are reduced by a factor of {figure.reduced} (mean over blocks)."
         if figure.reduced > 1
@@ -201,9 +195,7 @@ def _describe(figure: FigureFile, run: RunData) -> tuple[str, str]:
 def _tradeoff_caption(figure: FigureFile, run: RunData) -> str:
     layer = run.summary.get("distance_layer")
     distance = f"the smallest distance between two images of a problem, measured at {layer}"
-    relative = (
-        ", divided by its value at λ = 0 (diversity gain)" if figure.quantity == "diversity_gain" else ""
-    )
+    relative = ", divided by its value at λ = 0 (diversity gain)" if figure.quantity == "diversity_gain" else ""
     lines = (
         "One line per unit; large dots mark the chosen λ, open dots problems that did not converge."
         if len(run.units) <= MAX_COLOURED_UNITS

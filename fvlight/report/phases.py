@@ -45,9 +45,7 @@ def phase_figure(cells: Sequence[CellSweep]) -> Figure:
         above.plot(where[~inside], cell.phases[~inside], "o", color=MUTED, markersize=4, fillstyle="none")
         above.set(ylim=(0, 360), yticks=range(0, 361, 60), title=cell.title)
         below.plot(position, cell.relative_activation, color=INK, label="activation")
-        below.plot(
-            position, cell.min_distance / np.nanmax(cell.min_distance), "--", color=MUTED, label="distance"
-        )
+        below.plot(position, cell.min_distance / np.nanmax(cell.min_distance), "--", color=MUTED, label="distance")
         below.set(ylim=(0, 1.1), xlabel="λ")
         below.set_xticks(position, [f"{value:g}" for value in cell.lambdas], rotation=60, fontsize=7)
         for axes in (above, below):

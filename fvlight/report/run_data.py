@@ -162,9 +162,7 @@ class DisplayImages:
         self._slice = handle.get_slice("display")
         self.shape: tuple[int, ...] = tuple(self._slice.get_shape())
         if len(self.shape) != 6 or self.shape[3] not in (1, 3) or 0 in self.shape:
-            raise ValueError(
-                f"'display' must be (units, lambdas, n, 1 or 3, H, W) not empty; is {self.shape}"
-            )
+            raise ValueError(f"'display' must be (units, lambdas, n, 1 or 3, H, W) not empty; is {self.shape}")
 
     def unit(self, index: int) -> NDArray[np.uint8]:
         """Images of one unit, uint8 (lambdas, n, C, H, W)."""

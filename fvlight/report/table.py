@@ -13,9 +13,7 @@ from .run_data import ABSENT, format_lambda, format_number, parse_summary
 MAX_ROWS = 20
 
 
-def print_summary_table(
-    summary: Mapping[str, Any], report_path: Path, console: Console | None = None
-) -> None:
+def print_summary_table(summary: Mapping[str, Any], report_path: Path, console: Console | None = None) -> None:
     """Print unit, chosen lambda, relative activation and diversity gain, then the path of the report.
 
     `summary` is the content of summary.json. The path stands on a line of its own and is never wrapped, so

@@ -23,10 +23,12 @@ class Adam:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise FvlightError(f"solver.lr={self.lr}: the learning rate must be positive")
+        if not self.eps > 0:
+            raise FvlightError(f"solver.eps={self.eps}: must be positive")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise FvlightError(f"solver.betas={list(self.betas)}: both must lie in [0, 1)")
 
-    def step(
-        self, raw: Tensor, gradient: Tensor, first: Tensor, second: Tensor, steps: Tensor, moving: Tensor
-    ) -> None:
+    def step(self, raw: Tensor, gradient: Tensor, first: Tensor, second: Tensor, steps: Tensor, moving: Tensor) -> None:
         """One step downhill, in place, for the problems that are still moving.
 
         Args:

@@ -29,6 +29,8 @@ class Patience:
         for name in ("max_steps", "patience"):
             if getattr(self, name) < 1:
                 raise FvlightError(f"solver.{name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.decay < 1:
+            raise FvlightError(f"solver.decay={self.decay}: must lie in [0, 1)")
 
     def start(self, problems: int) -> dict[str, Tensor]:
         """Fresh state for so many problems: ``average``, ``best`` (float64) and ``since`` (int64), each (b,)."""

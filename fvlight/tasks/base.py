@@ -52,6 +52,8 @@ class ProblemTask(L.LightningModule):
         parent: (problems,) see `Pool`.
     """
 
+    figures: tuple[str, ...] = ("score",)  # the names of the figures that `evaluate` gives
+
     def __init__(
         self, problems: int, shape: tuple[int, ...], *, adam: Adam, patience: Patience, at_once: int,
         inner_steps: int, parent: Tensor | None = None,
@@ -105,8 +107,18 @@ class ProblemTask(L.LightningModule):
     def training_step(self, batch: int, batch_idx: int) -> None:
         optimizer = self.optimizers()
         optimizer.step(closure=self.run_block)  # type: ignore[union-attr, call-arg]
+        if self.trainer.loggers:
+            self._log()
         if self.pool.finished:
             self.trainer.should_stop = True
+
+    def _log(self) -> None:
+        """For the Trainer's loggers, once a block: how many problems are solved, and the batch's mean figures."""
+        values = {"solved": self.pool.done.sum().float()}
+        if self.history:
+            means = self.history[-1][:, 2:].mean(0).float()
+            values |= {f"mean_{name}": mean for name, mean in zip(self.figures, means, strict=True)}
+        self.log_dict(values, batch_size=1)
 
     def run_block(self) -> None:
         """Admit problems, take a block of steps with those in the batch, write their state back."""
@@ -132,9 +144,7 @@ class ProblemTask(L.LightningModule):
             status=self.pool.status[rows].to(device),
         )
         with torch.autocast(device.type, enabled=False):
-            solve_block(
-                lambda raw: self.evaluate(raw, rows, dtype), block, self.adam, self.patience, self.inner_steps
-            )
+            solve_block(lambda raw: self.evaluate(raw, rows, dtype), block, self.adam, self.patience, self.inner_steps)
         # Rows that became NaN keep what they had when the block began.
         good = block.status != int(Status.NAN)
         kept = where[good]
@@ -177,9 +187,7 @@ class ProblemTask(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if CHECKPOINT_KEY not in checkpoint:
-            raise FvlightError(
-                "this checkpoint is not one of fvlight's: resume with a run directory of fvlight"
-            )
+            raise FvlightError("this checkpoint is not one of fvlight's: resume with a run directory of fvlight")
         state = checkpoint[CHECKPOINT_KEY]
         mine = self.identity()
         for key, value in mine.items():

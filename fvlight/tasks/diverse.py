@@ -58,9 +58,7 @@ class UnitReadout:
             probe = torch.zeros(1, *self.image_shape)
             self.units = self.readout(probe)[0].shape[1]
 
-    def __call__(
-        self, images: Tensor, units: Tensor, dtype: torch.dtype | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, units: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """Images (b, n, C, H, W) and units (b,) to activations (b, n) and features (b, n, D)."""
         problems, n = images.shape[:2]
         flat = images.flatten(0, 1)
@@ -91,7 +89,7 @@ class DiverseTask(ProblemTask):
         restarts: starts per unit and lambda, of which the best is kept.
         seed: of the run; each problem draws from its own seed, made of this, its unit, lambda and start.
         continuation: ``none``: every lambda starts from noise; ``ascending`` (``descending``): from the solution
-            of the next smaller (larger) one.
+            of the next smaller (larger) one; the first lambda of such a chain is solved twice.
         prior, alpha: a module from images (N, C, H, W) to log-likelihoods (N,), and its weight.
         preconditioned: see `NormSphere`.
         adam, patience: the solver.
@@ -100,6 +98,8 @@ class DiverseTask(ProblemTask):
 
     After ``trainer.fit(task)``, ``task.result`` is the `DiverseResult`.
     """
+
+    figures = ("score", "activation", "min_distance")
 
     def __init__(
         self,
@@ -133,9 +133,8 @@ class DiverseTask(ProblemTask):
         if not units:
             raise FvlightError("unit=[]: name at least one unit, or unit=all")
         grid = sorted({float(value) for value in lambdas})
-        table = torch.cartesian_prod(
-            torch.arange(len(units)), torch.arange(len(grid)), torch.arange(restarts)
-        ).view(-1, 3)
+        stages, reported = _stages(len(grid), continuation)
+        table = torch.cartesian_prod(torch.arange(len(units)), torch.tensor(stages), torch.arange(restarts)).view(-1, 3)
         super().__init__(
             len(table),
             (images_per_problem, *reader.image_shape),
@@ -143,8 +142,9 @@ class DiverseTask(ProblemTask):
             patience=patience or Patience(),
             at_once=at_once,
             inner_steps=inner_steps,
-            parent=_parents(len(units), len(grid), restarts, continuation),
+            parent=_parents(len(units), len(stages), restarts, continuation),
         )
+        self._reported = reported
         self.reader, self.units, self.lambdas = reader, [int(unit) for unit in units], grid
         self.images_per_problem, self.restarts = images_per_problem, restarts
         self.convention: Convention = convention_named(convention)
@@ -162,9 +162,7 @@ class DiverseTask(ProblemTask):
         self.result: DiverseResult | None = None
 
     @staticmethod
-    def _check(
-        lambdas: Sequence[float], images: int, restarts: int, threshold: float, continuation: str
-    ) -> None:
+    def _check(lambdas: Sequence[float], images: int, restarts: int, threshold: float, continuation: str) -> None:
         for value in lambdas:
             if not 0 <= value < float("inf"):
                 raise FvlightError(f"lambda {value} in the grid: lambdas are finite and not negative")
@@ -290,10 +288,10 @@ class DiverseTask(ProblemTask):
             images[rows] = self.parameterization(raw).cpu()
             values = [value.cpu() for value in self._scores(raw, rows, None)]
             score[rows], activations[rows], distance[rows] = values
-        grid = (len(self.units), len(self.lambdas), self.restarts)
+        grid = (len(self.units), -1, self.restarts)
         # a start that ended in NaN only counts where there is no other
         rank = score.where(self.pool.status != int(Status.NAN), score - 1e30).view(grid)
-        best = torch.arange(problems).view(grid).gather(2, rank.argmax(2, keepdim=True))[..., 0]
+        best = torch.arange(problems).view(grid).gather(2, rank.argmax(2, keepdim=True))[:, self._reported, 0]
         status = [[Status(int(self.pool.status[i])).label for i in row] for row in best]
         return DiverseResult(
             units=self.units, lambdas=self.lambdas, images=images[best], activations=activations[best],
@@ -313,10 +311,24 @@ class DiverseTask(ProblemTask):
         return texts
 
 
-def _parents(units: int, lambdas: int, restarts: int, continuation: str) -> Tensor:
-    """(units · lambdas · restarts,) index of the problem each one starts from, -1 for noise."""
-    parent = torch.full((units, lambdas, restarts), -1)
-    index = torch.arange(units * lambdas * restarts).view(units, lambdas, restarts)
+def _stages(lambdas: int, continuation: str) -> tuple[list[int], slice]:
+    """The lambdas (by index) that are solved for a unit, in the order of the grid, and which of them are reported.
+
+    A chain begins with its first lambda solved twice, the second time from the first one's solution with fresh
+    moments: the first solution is not yet as settled as those that descend from it, and would not lie on their curve.
+    """
+    grid = list(range(lambdas))
+    if continuation == "ascending":
+        return [0, *grid], slice(1, None)
+    if continuation == "descending":
+        return [*grid, lambdas - 1], slice(0, lambdas)
+    return grid, slice(0, lambdas)
+
+
+def _parents(units: int, stages: int, restarts: int, continuation: str) -> Tensor:
+    """(units · stages · restarts,) index of the problem each one starts from, -1 for noise."""
+    parent = torch.full((units, stages, restarts), -1)
+    index = torch.arange(units * stages * restarts).view(units, stages, restarts)
     if continuation == "ascending":
         parent[:, 1:] = index[:, :-1]
     elif continuation == "descending":

@@ -15,9 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from fvlight.errors import FvlightError
 
 FILE_NAME = "last.ckpt"
-OVERHEAD = (
-    20  # the time between two saves is at least so many times that of one: at most 5 % goes into saving
-)
+OVERHEAD = 20  # the time between two saves is at least so many times that of one: at most 5 % goes into saving
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

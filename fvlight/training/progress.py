@@ -78,7 +78,7 @@ class ProblemProgressBar(ProgressBar):
         elif time.monotonic() >= self._next:
             share, words = describe(pl_module)
             elapsed = time.monotonic() - self._began
-            self._next += self.seconds
+            self._next = time.monotonic() + self.seconds
             left = elapsed * (1 - share) / share if share else float("nan")
             print(
                 f"{share:6.1%} {elapsed:6.0f} s, at most {left:.0f} s left, {words}",

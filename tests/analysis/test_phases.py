@@ -31,9 +31,7 @@ def test_noise_lies_outside_the_plane():
 def test_images_made_in_the_plane_have_the_phases_asked_for():
     basis = phase_plane(gabor(16, torch.tensor([0.0, math.pi / 2])))
     angle, share = phases(in_plane_images(basis, (1, 16, 16), 8), basis)
-    torch.testing.assert_close(
-        circular_gaps(angle), torch.full((8,), 45.0, dtype=torch.float64), rtol=1e-5, atol=0
-    )
+    torch.testing.assert_close(circular_gaps(angle), torch.full((8,), 45.0, dtype=torch.float64), rtol=1e-5, atol=0)
     torch.testing.assert_close(share, torch.ones(8, dtype=torch.float64))
 
 

@@ -56,8 +56,7 @@ def summary_of(units: int = 2, **changes: Any) -> dict[str, Any]:
         "version": "0.1.0",
         "command": "fvlight diverse --units 10",
         "units": [
-            {"unit": 10 + i, "lambda_selected": 0.1, "sweep": [point(lam) for lam in LAMBDAS]}
-            for i in range(units)
+            {"unit": 10 + i, "lambda_selected": 0.1, "sweep": [point(lam) for lam in LAMBDAS]} for i in range(units)
         ],
         "claims": [
             {"claim": "A", "source": "Fig. 2", "measured": 2.5, "expected": "> 1", "holds": True},
@@ -69,9 +68,7 @@ def summary_of(units: int = 2, **changes: Any) -> dict[str, Any]:
     return summary | changes
 
 
-def write_run(
-    folder: Path, summary: dict[str, Any], channels: int = 3, size: int = 8, images: int = 2
-) -> Path:
+def write_run(folder: Path, summary: dict[str, Any], channels: int = 3, size: int = 8, images: int = 2) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(summary))
     shape = (len(summary["units"]), len(LAMBDAS), images, channels, size, size)
@@ -174,9 +171,7 @@ def test_hostile_strings_are_escaped(tmp_path: Path) -> None:
 
 
 def test_nulls_and_nan_statuses_survive(tmp_path: Path) -> None:
-    undefined = dict.fromkeys(
-        ("mean_activation", "relative_activation", "min_distance", "diversity_gain", "steps")
-    )
+    undefined = dict.fromkeys(("mean_activation", "relative_activation", "min_distance", "diversity_gain", "steps"))
     broken = [point(lam, status="nan", activations=[None, None]) | undefined for lam in LAMBDAS]
     settings = dict.fromkeys(("norm", "threshold", "seconds", "images_per_problem", "seed"))
     units = [{"unit": 10, "lambda_selected": None, "sweep": broken}]
@@ -233,9 +228,7 @@ def test_extra_figures_are_embedded_and_stale_ones_are_not(tmp_path: Path) -> No
     (run / "figures").mkdir()
     (run / "figures" / "phases.png").write_bytes(b"extra")
     (run / "figures" / "unit_999.png").write_bytes(b"stale")
-    (run / "figures" / "captions.json").write_text(
-        json.dumps({"phases.png": "Responses to shifted gratings."})
-    )
+    (run / "figures" / "captions.json").write_text(json.dumps({"phases.png": "Responses to shifted gratings."}))
     page = page_of(run)
     assert "Responses to shifted gratings." in page
     assert page.count("data:image/png;base64,") == 5

@@ -50,7 +50,9 @@ def test_whole_step_counts_survive_saving_and_loading():
     assert other.state[parameter]["step"].tolist() == [2**24 + 1, 0, 5]
 
 
-@pytest.mark.parametrize("lr", [0, -0.1])
-def test_the_learning_rate_must_be_positive(lr):
-    with pytest.raises(FvlightError, match=r"solver\.lr"):
-        Adam(lr=lr)
+@pytest.mark.parametrize(
+    ("name", "value"), [("lr", 0), ("lr", -0.1), ("eps", -1), ("eps", 0), ("betas", (2, 3)), ("betas", (0.9, 1))]
+)
+def test_constants_that_make_no_sense_are_named(name, value):
+    with pytest.raises(FvlightError, match=rf"solver\.{name}="):
+        Adam(**{name: value})

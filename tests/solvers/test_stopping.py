@@ -40,7 +40,7 @@ def test_every_problem_stops_when_a_loop_over_it_alone_would():
     assert len(set(expected)) > 5  # the problems differ
 
 
-@pytest.mark.parametrize("name", ["max_steps", "patience"])
-def test_steps_must_be_positive(name):
-    with pytest.raises(FvlightError, match=rf"solver\.{name}=0"):
-        Patience(**{name: 0})
+@pytest.mark.parametrize(("name", "value"), [("max_steps", 0), ("patience", 0), ("decay", 5.0), ("decay", -0.1)])
+def test_constants_that_make_no_sense_are_named(name, value):
+    with pytest.raises(FvlightError, match=rf"solver\.{name}={value}"):
+        Patience(**{name: value})

@@ -80,7 +80,9 @@ def test_a_simple_cell_buys_no_distance_below_the_lambda_that_pays_for_it():
     result, _ = solve("network=simple_cell", "lambda_grid.values=[0,1,10,20.48]", "restarts=4")
     assert result.relative_activation[0, :3].min() > 0.99
     assert result.min_distance[0, :3].max() < 0.01
-    torch.testing.assert_close(float(result.min_distance[0, 3]), 0.2 * float(result.activations.max()), rtol=0.1, atol=0)
+    torch.testing.assert_close(
+        float(result.min_distance[0, 3]), 0.2 * float(result.activations.max()), rtol=0.1, atol=0
+    )
     assert result.selected == [2]
 
 

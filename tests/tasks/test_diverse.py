@@ -1,10 +1,13 @@
 """Diverse feature visualization: against a plain loop, and for what it promises about problems, starts and resuming."""
 
+import csv
 import math
+from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from fvlight import FvlightError, InputSpace, Network
@@ -126,9 +129,7 @@ def test_solved_in_small_batches_the_result_is_the_same():
     torch.testing.assert_close(one.activations, many.activations, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"continuation": "ascending", "at_once": 2}, {"at_once": 1, "restarts": 2}]
-)
+@pytest.mark.parametrize("changes", [{}, {"continuation": "ascending", "at_once": 2}, {"at_once": 1, "restarts": 2}])
 def test_a_run_that_goes_on_from_a_checkpoint_ends_bit_for_bit_the_same(tmp_path, changes):
     class StopAt(L.Callback):
         def __init__(self, block):
@@ -177,7 +178,7 @@ def test_with_continuation_a_problem_begins_where_its_neighbour_ended(continuati
     fit(task)
     step = -1 if continuation == "ascending" else 1
     assert ended == {row: (row + step, True) for row in ended}
-    assert len(ended) == 4
+    assert len(ended) == 6  # per unit two of three lambdas, and the first one's second round
 
 
 def test_of_several_starts_the_best_is_kept():
@@ -204,9 +205,7 @@ class Rectifier(nn.Module):
 def test_a_silent_start_is_drawn_again_and_said():
     torch.manual_seed(0)
     network = Network(Rectifier(), input_space=InputSpace(channels=1, photographic=False))
-    task = DiverseTask(
-        network, "out", [0], norm=1.0, distance_layer="simple", lambdas=[0], patience=Patience(5)
-    )
+    task = DiverseTask(network, "out", [0], norm=1.0, distance_layer="simple", lambdas=[0], patience=Patience(5))
     raw = task.start(torch.tensor([0]))
     with torch.no_grad():
         assert (network.module(task.parameterization(raw)[0]) > 0).all()
@@ -217,9 +216,7 @@ def test_a_silent_start_is_drawn_again_and_said():
 def test_a_unit_that_nothing_wakes_is_reported():
     network = Network(Rectifier(), input_space=InputSpace(channels=1, photographic=False))
     nn.init.zeros_(network.module.simple.weight)
-    task = DiverseTask(
-        network, "out", [0], norm=1.0, distance_layer="simple", lambdas=[0, 1], patience=Patience(5)
-    )
+    task = DiverseTask(network, "out", [0], norm=1.0, distance_layer="simple", lambdas=[0, 1], patience=Patience(5))
     result = fit(task)
     assert any("silent unit even after 20 draws" in text for text in result.warnings)
     assert result.selected == [None]
@@ -251,10 +248,7 @@ def test_a_prior_pulls_the_images_its_way_and_none_costs_nothing():
     without = fit(small_task(prior=Forbidden(), alpha=0.0))
     with_prior = fit(small_task(prior=TotalVariation(), alpha=0.02))
     smoothness = TotalVariation()
-    assert (
-        smoothness(with_prior.images.flatten(0, 2)).mean()
-        > 1.1 * smoothness(without.images.flatten(0, 2)).mean()
-    )
+    assert smoothness(with_prior.images.flatten(0, 2)).mean() > 1.1 * smoothness(without.images.flatten(0, 2)).mean()
 
 
 def test_bf16_is_used_inside_and_reported_figures_are_float32():
@@ -317,6 +311,21 @@ def test_distances_may_be_measured_after_the_units_own_layer():
     linear = network.module.simple(images.flatten(0, 1)).detach().view(2, 6, 8)
     torch.testing.assert_close(activations, linear[..., 2])
     torch.testing.assert_close(features, linear.relu())
+
+
+def test_loggers_get_the_batchs_figures_once_a_block(tmp_path):
+    logger = CSVLogger(tmp_path)
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=logger, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, log_every_n_steps=1,
+    )  # fmt: skip
+    task = small_task()
+    trainer.fit(task)
+    rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").read_text().splitlines()))
+    assert [float(row["mean_activation"]) for row in rows] == pytest.approx(
+        [float(block[:, 3].mean()) for block in task.history], rel=1e-5
+    )
+    assert float(rows[-1]["solved"]) == 6
 
 
 def test_other_precisions_are_refused():

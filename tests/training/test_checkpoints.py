@@ -53,9 +53,7 @@ def test_a_failing_write_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_old_file_is_there_until_the_new_one_is_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"a": 1}, path)
     replace, seen = checkpoints.os.replace, []
@@ -90,9 +88,7 @@ class Clock:
         self.now += self.saving
 
 
-def simulate(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, saving: float, block: float, blocks: int
-) -> Clock:
+def simulate(monkeypatch: pytest.MonkeyPatch, seconds: float, saving: float, block: float, blocks: int) -> Clock:
     clock = Clock(saving)
     monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=clock.monotonic))
     callback = SaveRegularly(Path("run"), seconds)
@@ -106,9 +102,7 @@ def simulate(
 
 @pytest.mark.parametrize("saving", [0.01, 1.0, 7.0])
 @pytest.mark.parametrize("block", [0.3, 2.0, 50.0])
-def test_saving_costs_at_most_a_twentieth(
-    saving: float, block: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_saving_costs_at_most_a_twentieth(saving: float, block: float, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = simulate(monkeypatch, 10.0, saving, block, 2000)
     times = [moment for moment, _ in clock.saves[:-1]]  # the last one is that at the end of the run
     assert len(times) >= 3

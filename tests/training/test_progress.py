@@ -77,9 +77,7 @@ def test_no_estimate_before_anything_is_done(
     assert match[3] == "nan"
 
 
-def test_a_disabled_bar_is_silent(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_disabled_bar_is_silent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock, bar = clocked(monkeypatch), ProblemProgressBar(seconds=1)
     state = task([Status.ACTIVE], [0])
     bar.disable()

@@ -33,9 +33,7 @@ def read(network: Network, layer: str, images: Tensor) -> Tensor:
 
 def noise(count: int, size: int = 32, seed: int = 0) -> Tensor:
     """Random images of unit norm."""
-    images = torch.randn(
-        count, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
+    images = torch.randn(count, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return images / images.flatten(1).norm(dim=1)[:, None, None]
 
 
@@ -76,12 +74,8 @@ def test_the_energy_model_answers_every_phase_with_one(options: dict[str, Any]) 
     """An even and an odd Gabor are orthogonal, and every phase lies in their plane."""
     network = double("energy_cell", **options)
     size = options.get("size", 32)
-    response = read(
-        network, "complex", gabor(size, PHASES, options.get("sigma", 5.0), options.get("period", 8.0))
-    )
-    torch.testing.assert_close(
-        response, torch.ones_like(response), atol=1e-6, rtol=0
-    )  # the filters are float32
+    response = read(network, "complex", gabor(size, PHASES, options.get("sigma", 5.0), options.get("period", 8.0)))
+    torch.testing.assert_close(response, torch.ones_like(response), atol=1e-6, rtol=0)  # the filters are float32
 
 
 def test_the_energy_model_is_the_squared_length_of_a_projection() -> None:
@@ -180,9 +174,7 @@ def test_the_corner_detector_is_the_geometric_mean_of_its_pair() -> None:
     pair = corner_pair(images)
     torch.testing.assert_close(read(network, "pair", images), pair, rtol=1e-4, atol=1e-8)
     corner = 2 * (pair[:, 0] * pair[:, 1]).sqrt()  # twice: 1 where each cell answers 1/2
-    torch.testing.assert_close(
-        read(network, "corner", images)[:, 0].square(), corner.square(), rtol=1e-4, atol=2e-6
-    )
+    torch.testing.assert_close(read(network, "corner", images)[:, 0].square(), corner.square(), rtol=1e-4, atol=2e-6)
 
 
 def test_the_corner_detector_needs_both_cells_and_no_phase() -> None:
@@ -192,9 +184,7 @@ def test_the_corner_detector_needs_both_cells_and_no_phase() -> None:
     other = gabor(32, phases, 3.0, 8.0, math.pi / 2, (0.0, 5.0))
     both = (one[:, None] + other[None]).flatten(0, 1) / math.sqrt(2)
     response = read(network, "corner", both)[:, 0]
-    torch.testing.assert_close(
-        response, torch.ones_like(response), rtol=0.1, atol=0
-    )  # the two overlap a little
+    torch.testing.assert_close(response, torch.ones_like(response), rtol=0.1, atol=0)  # the two overlap a little
     alone = read(network, "corner", torch.cat([one, other]))
     assert alone.max() < 0.3 * response.min()
 
@@ -230,9 +220,7 @@ def test_the_corner_s_root_has_a_finite_slope_at_zero() -> None:
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("weights", ["random", "cells.safetensors"])
 def test_analytic_cells_take_no_weights(name: str, weights: str) -> None:
-    with pytest.raises(
-        FvlightError, match=rf"'{name}' is analytic.*network\.weights={weights}.*network\.seed"
-    ):
+    with pytest.raises(FvlightError, match=rf"'{name}' is analytic.*network\.weights={weights}.*network\.seed"):
         load_network(name, weights=weights)
 
 
@@ -241,8 +229,6 @@ def test_cells_see_one_grey_image_that_is_no_photograph(name: str) -> None:
     network = load_network(name, size=20)
     assert network.input_space.channels == 1
     assert not network.input_space.photographic
-    last = [layer for layer, part in network.module.named_modules() if isinstance(part, nn.Module) and layer][
-        -1
-    ]
+    last = [layer for layer, part in network.module.named_modules() if isinstance(part, nn.Module) and layer][-1]
     assert Readout(network, last).image_size == (20, 20)
     assert all(p.dtype == torch.float32 for p in network.module.parameters())

@@ -59,9 +59,7 @@ def test_gradients_reach_just_the_window_of_each_layer(name: str) -> None:
         row, column = interior_unit(size := field.size[0] + 2 * field.stride[0] + 1, field)
         units = [(row, column), (row + 1, column + 1)]
         path = network.resolve(layer)
-        found = supports(
-            lambda x, path=path: full_map(module, path, x, first_call=True), units, size, channels
-        )  # type: ignore[misc]
+        found = supports(lambda x, path=path: full_map(module, path, x, first_call=True), units, size, channels)  # type: ignore[misc]
         assert found == [windows(field.size, field.stride, field.offset, unit) for unit in units], layer
         checked += 1
     assert checked >= min(3, len(layers(network)))
@@ -83,9 +81,7 @@ def test_its_units_can_be_read_and_differentiated(name: str) -> None:
 
 def test_every_network_has_a_configuration_and_the_other_way_round() -> None:
     folder = Path(str(fvlight.conf.__file__)).parent / "network"
-    named = {
-        path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))["name"] for path in folder.glob("*.yaml")
-    }
+    named = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))["name"] for path in folder.glob("*.yaml")}
     assert named == {name: name for name in list_networks()}
 
 

@@ -22,10 +22,7 @@ def tensors() -> dict[str, Tensor]:
     """Random weights from conv1_1 to conv2_1, small enough to be written often."""
     module = vgg19(last="conv2_1")
     generator = torch.Generator().manual_seed(0)
-    return {
-        key: torch.randn(value.shape, generator=generator) * 0.05
-        for key, value in module.state_dict().items()
-    }
+    return {key: torch.randn(value.shape, generator=generator) * 0.05 for key, value in module.state_dict().items()}
 
 
 def in_order(tensors: dict[str, Tensor], order: list[int], scale: float = 255.0) -> dict[str, Tensor]:
@@ -76,9 +73,7 @@ def test_pooling_stands_between_blocks() -> None:
 # --- files ----------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_ends_early_gives_a_network_that_ends_early(
-    tensors: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_a_file_that_ends_early_gives_a_network_that_ends_early(tensors: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "early.safetensors"
     save_file(tensors, path)
     network = load_network("vgg19_normalised", str(path))
@@ -98,9 +93,7 @@ def test_a_file_with_a_hole_names_what_is_missing(tensors: dict[str, Tensor], tm
 def test_a_file_without_any_layer_names_the_first(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"features.0.weight": torch.zeros(1)}, path)
-    with pytest.raises(
-        FvlightError, match=r"missing \(conv1_1\.weight.*1 unexpected \(features\.0\.weight\)"
-    ):
+    with pytest.raises(FvlightError, match=r"missing \(conv1_1\.weight.*1 unexpected \(features\.0\.weight\)"):
         load_network("vgg19_normalised", str(path))
 
 
@@ -108,9 +101,7 @@ def test_the_default_file_is_looked_for_in_the_weights_folder(
     tensors: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FVLIGHT_WEIGHTS", str(tmp_path))
-    expected = (
-        rf"no weights at {tmp_path}/vgg19_normalised\.safetensors.*conv1_1\.weight.*network\.weights=random"
-    )
+    expected = rf"no weights at {tmp_path}/vgg19_normalised\.safetensors.*conv1_1\.weight.*network\.weights=random"
     with pytest.raises(FvlightError, match=expected):
         load_network("vgg19_normalised")
     save_file(tensors, tmp_path / "vgg19_normalised.safetensors")
@@ -121,9 +112,7 @@ def test_the_default_file_is_looked_for_in_the_weights_folder(
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0], [2, 0, 1]])
-def test_folding_is_the_preprocessing_then_the_file_s_network(
-    tensors: dict[str, Tensor], order: list[int]
-) -> None:
+def test_folding_is_the_preprocessing_then_the_file_s_network(tensors: dict[str, Tensor], order: list[int]) -> None:
     """For every order, also the cyclic ones, which are not their own inverse."""
     file = in_order(tensors, order)
     before = {key: value.clone() for key, value in file.items()}
@@ -206,11 +195,7 @@ def test_random_weights_follow_the_seed_alone() -> None:
 
 def test_display_gives_photographs_back() -> None:
     space = load_network("vgg19_normalised", "random").input_space
-    photograph = torch.randint(
-        0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    )
+    photograph = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     x = space.from_rgb(photograph / 255)
     assert torch.equal(space.to_display(x), photograph)
-    torch.testing.assert_close(
-        x, photograph.float() - torch.tensor(MEAN_RGB)[:, None, None], atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(x, photograph.float() - torch.tensor(MEAN_RGB)[:, None, None], atol=1e-4, rtol=0)

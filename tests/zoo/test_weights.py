@@ -76,9 +76,7 @@ def test_what_was_written_is_read(path: Path) -> None:
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(
-        FvlightError, match=r"no weights file '.*nowhere\.safetensors'.*default, random or a file"
-    ):
+    with pytest.raises(FvlightError, match=r"no weights file '.*nowhere\.safetensors'.*default, random or a file"):
         read_weights(tmp_path / "nowhere.safetensors")
     with pytest.raises(FvlightError, match="no weights file"):
         read_weights(tmp_path)
@@ -95,9 +93,7 @@ def test_pickles_are_refused_and_never_opened(tmp_path: Path, suffix: str) -> No
 
     file = tmp_path / f"weights{suffix}"
     torch.save({"weight": Trap()}, file)
-    with pytest.raises(
-        FvlightError, match=r"is not \.safetensors: convert it with safetensors\.torch\.save_file"
-    ):
+    with pytest.raises(FvlightError, match=r"is not \.safetensors: convert it with safetensors\.torch\.save_file"):
         read_weights(file)
     file.rename(tmp_path / "renamed.safetensors")
     with pytest.raises(FvlightError, match="can't be read"):
@@ -110,9 +106,7 @@ def test_pickles_are_refused_and_never_opened(tmp_path: Path, suffix: str) -> No
 @pytest.mark.parametrize("kept", [0, 4, 8, 100, -1])
 def test_a_truncated_file(path: Path, kept: int) -> None:
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(
-        FvlightError, match=r"weights\.safetensors' can't be read \(.*is it complete"
-    ) as caught:
+    with pytest.raises(FvlightError, match=r"weights\.safetensors' can't be read \(.*is it complete") as caught:
         read_weights(path)
     assert "\n" not in str(caught.value)
 
@@ -149,9 +143,7 @@ def test_narrower_weights_become_the_module_s_type() -> None:
         ({f"x{i}": (1,) for i in range(9)}, r"9 unexpected \(x0, x1, x2\)"),
     ],
 )
-def test_a_misfit_is_named_and_nothing_is_copied(
-    changes: dict[str, tuple[int, ...] | None], named: str
-) -> None:
+def test_a_misfit_is_named_and_nothing_is_copied(changes: dict[str, tuple[int, ...] | None], named: str) -> None:
     target, tensors = module(), fitting()
     for key, shape in changes.items():
         if shape is None:
