@@ -17,7 +17,7 @@ import fvlight
 from fvlight.analysis import cadena2018
 from fvlight.analysis.diverse import DiverseResult
 from fvlight.errors import FvlightError, unknown
-from fvlight.figures2018 import draw_averages, draw_phases
+from fvlight.paper_figures import draw_averages, draw_phases
 from fvlight.network import Network
 from fvlight.priors import TotalVariation
 from fvlight.report import write_report
@@ -138,10 +138,10 @@ def run(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, command
     finally:
         interrupt.restore()
     result = task.result or task.collect()
-    summary = _summary(config, task, result, origin, str(trainer.precision), command)
-    summary["claims"] = conclude(config, {network.name: result}, {network.name: network}, run_dir)
     write_images(run_dir, result.images, network.input_space.to_display(result.images))
     write_metrics(run_dir, *metrics(task))
+    summary = _summary(config, task, result, origin, str(trainer.precision), command)
+    summary["claims"] = conclude(config, {network.name: result}, {network.name: network}, run_dir)
     write_summary(run_dir, summary)
     report = write_report(run_dir)
     return Outcome(summary, {network.name: result}, report, interrupt.requested)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,13 +30,16 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # on the disk before it takes the old one's place
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
         with suppress(OSError):  # there may be none, or not even a folder that could hold it
             temporary.unlink()
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise FvlightError(
-            f"{str(path)!r} can't be written ({error.strerror or error}): make room or choose another place "
-            "with hydra.run.dir=DIR"
+            f"{str(path)!r} can't be written ({reason}): make room or choose another place with hydra.run.dir=DIR; "
+            "what was there before is untouched"
         ) from error
     return path
 
@@ -49,7 +53,14 @@ def write_summary(run_dir: Path, summary: dict[str, Any]) -> Path:
 def write_images(run_dir: Path, images: Tensor, display: Tensor) -> Path:
     """``images.safetensors``: `images` float32 in input space, `display` uint8, both (U, L, n, C, H, W)."""
     tensors = {"images": images.contiguous(), "display": display.contiguous()}
-    return write_atomically(run_dir / IMAGES, lambda path: save_file(tensors, path))
+
+    def write(path: Path) -> None:
+        path.touch()
+        mode = path.stat().st_mode
+        save_file(tensors, path)
+        path.chmod(mode)  # safetensors' own file can be read by its owner alone
+
+    return write_atomically(run_dir / IMAGES, write)
 
 
 def write_metrics(run_dir: Path, columns: list[str], rows: list[list[Any]]) -> Path:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from fvlight.errors import FvlightError
+from fvlight.results import write_atomically
 
 FILE_NAME = "last.ckpt"
 OVERHEAD = 20  # the time between two saves is at least so many times that of one: at most 5 % goes into saving
@@ -25,22 +24,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            with suppress(OSError):  # there may be none, or not even a folder that could hold it
-                temporary.unlink()
-            raise FvlightError(
-                f"the checkpoint {str(target)!r} can't be written ({str(error).splitlines()[0]}): "
-                "make room or choose another place with hydra.run.dir=DIR; the previous one is untouched"
-            ) from error
+        write_atomically(Path(path), lambda part: torch.save(checkpoint, part))
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint; whatever is wrong with the file is one `FvlightError`."""
