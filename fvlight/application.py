@@ -17,8 +17,8 @@ import fvlight
 from fvlight.analysis import cadena2018
 from fvlight.analysis.diverse import DiverseResult
 from fvlight.errors import FvlightError, unknown
-from fvlight.paper_figures import draw_averages, draw_phases
 from fvlight.network import Network
+from fvlight.paper_figures import draw_averages, draw_phases
 from fvlight.priors import TotalVariation
 from fvlight.report import write_report
 from fvlight.results import write_images, write_metrics, write_summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +41,7 @@ def test_a_failing_write_leaves_the_old_file(
     before = path.read_bytes()
 
     def fail(checkpoint: Any, file: Any) -> None:
-        file.write(b"half of it")
+        Path(file).write_bytes(b"half of it")
         raise failure
 
     monkeypatch.setattr(torch, "save", fail)
@@ -56,13 +57,13 @@ def test_a_failing_write_leaves_the_old_file(
 def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"a": 1}, path)
-    replace, seen = checkpoints.os.replace, []
+    replace, seen = os.replace, []
 
     def watch(source: Path, target: Path) -> None:
         seen.append((torch.load(source, weights_only=True)["a"], torch.load(target, weights_only=True)["a"]))
         replace(source, target)
 
-    monkeypatch.setattr(checkpoints.os, "replace", watch)
+    monkeypatch.setattr(os, "replace", watch)
     AtomicCheckpointIO().save_checkpoint({"a": 2}, path)
     assert seen == [(2, 1)]
     assert torch.load(path, weights_only=True)["a"] == 2
