@@ -182,7 +182,8 @@ def _recorded(run_dir: Path, overrides: list[str]) -> Iterator[None]:
 def _refuse_old_run(arguments: list[str]) -> None:
     """A directory that holds a run is not written over, before Hydra replaces that run's settings."""
     given = [_unquoted(text.partition("=")[2]) for text in arguments if text.startswith("hydra.run.dir=")]
-    if given and any((Path(given[-1]) / name).exists() for name in ("checkpoints", "summary.json")):
+    traces = ("checkpoints", "*/checkpoints", "summary.json")  # the second: of an experiment's runs
+    if given and any(any(Path(given[-1]).glob(trace)) for trace in traces):
         raise FvlightError(
             f"hydra.run.dir={given[-1]}: there is a run already: go on with resume={given[-1]}, "
             "or choose another directory"
