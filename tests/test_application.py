@@ -22,21 +22,13 @@ from fvlight.errors import FvlightError
 from fvlight.tasks.diverse import LAMBDAS
 from fvlight.zoo import list_networks
 from fvlight.zoo.registry import BUILDERS
+from tests.helpers import one_thread  # noqa: F401  (a fixture for all tests of this file)
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
 GROUP_FILES = [name for name in FILES if name != "config"]
 EXPERIMENTS = [name.partition("/")[2] for name in FILES if name.startswith("experiment/")]
 NETWORKS = [name.partition("/")[2] for name in FILES if name.startswith("network/")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Problems this small are solved soonest by one thread: several wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def composed(*overrides: str) -> Any:

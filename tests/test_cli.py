@@ -20,19 +20,11 @@ from fvlight import cli
 from fvlight.errors import FvlightError
 from fvlight.solvers import Evaluation
 from fvlight.tasks import DiverseTask
+from tests.helpers import one_thread  # noqa: F401  (a fixture for all tests of this file)
 
 SMALL = ["restarts=1", "images_per_problem=2", "lambda_grid.values=[0,1]", "solver.max_steps=3"]
 VGG = ["network=vgg19_normalised", "norm=100"]
 Run = Callable[..., tuple[int, str, list[str]]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Problems this small are solved soonest by one thread: several wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

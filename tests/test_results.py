@@ -22,6 +22,7 @@ from fvlight.errors import FvlightError
 from fvlight.network import Network
 from fvlight.results import write_atomically, write_images, write_metrics, write_summary
 from fvlight.zoo import load_network
+from tests.helpers import one_thread  # noqa: F401  (a fixture for all tests of this file)
 
 COMMON = ["solver.max_steps=30", "solver.inner_steps=10", "trainer=cpu"]
 RUNS = {
@@ -32,15 +33,6 @@ RUNS = {
     ],
 }  # fmt: skip
 SHAPES = {"cell": (1, 3, 3, 1, 32, 32), "vgg": (2, 2, 2, 3, 10, 10)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Problems this small are solved soonest by one thread: several wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def command(folder: Path, *settings: str) -> int:

@@ -27,18 +27,10 @@ from fvlight.solvers import Patience
 from fvlight.tasks import DiverseTask
 from fvlight.training import AtomicCheckpointIO, SaveRegularly
 from fvlight.zoo import load_network
+from tests.helpers import one_thread  # noqa: F401  (a fixture for all tests of this file)
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 BLOCKS = 9  # of the problem below, at least: twelve problems, five at a time, 18 steps each
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Problems this small are solved soonest by one thread: several wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def small_task(continuation: str = "none", prior: bool = False, seed: int = 0) -> DiverseTask:
