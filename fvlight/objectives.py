@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import math
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fvlight.errors import FvlightError, unknown
 
@@ -48,29 +49,45 @@ def pair_distances(features: Tensor, convention: Convention) -> Tensor:
     Differences are formed before squaring: two nearly equal images keep their distance to full precision.
     """
     images, dimension = features.shape[1:]
-    squared = [(features[:, i, None] - features[:, i + 1 :]).square().sum(-1) for i in range(images - 1)]
-    if not squared:
+    norms = [torch.linalg.vector_norm(features[:, i, None] - features[:, i + 1 :], dim=-1) for i in range(images - 1)]
+    if not norms:
         raise FvlightError("images_per_problem=1: a distance needs at least two images")
-    scale = dimension if convention.rms_distance else 1
-    return (torch.cat(squared, 1) / scale).sqrt()
+    return torch.cat(norms, 1) / (math.sqrt(dimension) if convention.rms_distance else 1.0)
 
 
 def min_pair_distance(features: Tensor, convention: Convention) -> Tensor:
     """The smallest distance between two of a problem's images: (b, n, D) to (b,) [C, Eq. 2].
 
-    Differentiable in the closest pair alone, which is a subgradient. Where two images coincide every unit vector is
-    one: a fixed arbitrary direction is taken, so that they can part again (a zero gradient would end all diversity,
-    since no other pair is pushed while theirs is the smallest distance).
+    Differentiable (once) in the closest pair alone, which is a subgradient. Where two images coincide every unit
+    vector is one: a fixed arbitrary direction is taken, so that they can part again (a zero gradient would end all
+    diversity, since no other pair is pushed while theirs is the smallest distance).
     """
-    images = features.shape[1]
-    with torch.no_grad():
-        closest = pair_distances(features, convention).nan_to_num(nan=math.inf).argmin(1)
-    pairs = torch.tensor(list(combinations(range(images), 2)), device=features.device)[closest]
-    problem = torch.arange(len(features), device=features.device)
-    difference = features[problem, pairs[:, 0]] - features[problem, pairs[:, 1]]
-    scale = math.sqrt(features.shape[2]) if convention.rms_distance else 1.0
-    norm = torch.linalg.vector_norm(difference, dim=1)  # its gradient at zero is zero
-    return torch.where(norm > 0, norm, difference @ _direction(features.shape[2]).to(difference)) / scale
+    return _MinPairDistance.apply(features, convention)  # type: ignore[no-any-return]
+
+
+class _MinPairDistance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, convention: Convention) -> Tensor:
+        distances = pair_distances(features, convention)
+        closest = distances.nan_to_num(nan=math.inf).argmin(1)
+        pairs = torch.tensor(list(combinations(range(features.shape[1]), 2)), device=features.device)[closest]
+        ctx.save_for_backward(features, pairs)
+        ctx.convention = convention
+        return distances.gather(1, closest[:, None])[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        features, pairs = ctx.saved_tensors
+        problem, (first, second) = torch.arange(len(features), device=features.device), pairs.T
+        difference = features[problem, first] - features[problem, second]
+        norm = torch.linalg.vector_norm(difference, dim=1, keepdim=True)
+        unit = torch.where(norm > 0, difference / norm, _direction(features.shape[2]).to(difference))
+        scale = math.sqrt(features.shape[2]) if ctx.convention.rms_distance else 1.0
+        push = unit * (gradient / scale)[:, None]
+        images = torch.arange(features.shape[1], device=features.device)
+        sign = (images == first[:, None]).to(push) - (images == second[:, None]).to(push)
+        return sign[..., None] * push[:, None], None
 
 
 @functools.lru_cache(maxsize=8)
