@@ -53,6 +53,6 @@ def phase_figure(cells: Sequence[CellSweep]) -> Figure:
             if cell.chosen is not None:
                 axes.axvline(cell.chosen, color="#b3401f", linewidth=0.8, zorder=0)
     panels[0, 0].set_ylabel("phase of the images (degrees)")
-    panels[1, 0].set_ylabel("relative to λ = 0 / to the largest")
-    panels[1, 0].legend(frameon=False, fontsize=8, loc="lower right")
+    panels[1, 0].set_ylabel("relative value")
+    panels[1, 0].legend(frameon=False, fontsize=8, loc="center left")
     return figure

@@ -149,6 +149,7 @@ class DiverseTask(ProblemTask):
         self.images_per_problem, self.restarts = images_per_problem, restarts
         self.convention: Convention = convention_named(convention)
         self.parameterization = NormSphere(norm, reader.image_shape, preconditioned)
+        self.preconditioned = preconditioned
         self.threshold, self.seed, self.continuation = threshold, seed, continuation
         self.prior = prior if alpha else None
         self.alpha = alpha
@@ -261,6 +262,8 @@ class DiverseTask(ProblemTask):
             "image_size": list(self.reader.image_size),
             "convention": self.convention.name,
             "continuation": self.continuation,
+            "preconditioned": self.preconditioned,
+            "prior": type(self.prior).__name__,
             "alpha": self.alpha,
         }
 
