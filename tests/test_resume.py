@@ -226,7 +226,8 @@ def test_any_path_can_be_resumed(
         ("convention=code", "convention=code"),
         ("lambda_grid.continuation=ascending", "continuation=ascending"),
         ("network.seed=1", "weights"),
-        ("prior=total_variation", "alpha"),
+        ("prior=total_variation", "prior=none"),
+        ("parameterization.preconditioned=false", "preconditioned=True"),
     ],
 )
 def test_other_problems_are_refused_and_not_recorded(

@@ -263,7 +263,7 @@ class DiverseTask(ProblemTask):
             "convention": self.convention.name,
             "continuation": self.continuation,
             "preconditioned": self.preconditioned,
-            "prior": type(self.prior).__name__,
+            "prior": "none" if self.prior is None else type(self.prior).__name__,
             "alpha": self.alpha,
         }
 
