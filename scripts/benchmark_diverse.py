@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fvlight.memory import keep_freed_memory
 from fvlight.solvers import Block, Status, solve_block
@@ -99,6 +100,12 @@ def bare_step(module: nn.Sequential, images: Tensor, dtype: torch.dtype, steps: 
     return run
 
 
+def multiply_adds(run: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return counter.get_total_flops() / 2
+
+
 def timed(run: Callable[[], None], steps: int) -> float:
     began = time.perf_counter()
     run()
@@ -128,6 +135,11 @@ def main() -> None:
     print(f"largest relative difference of scores: {((ours - theirs) / theirs).abs().max():.1e}")
 
     images = task.parameterization(raw).flatten(0, 1)
+    padded = multiply_adds(lambda: [loop.score() for loop in plain])
+    windowed = multiply_adds(lambda: network()[:11](images))
+    print(
+        f"multiply-adds of a forward pass: plain {padded:.3g}, windowed {windowed:.3g}, ratio {padded / windowed:.2f}"
+    )
     runs: dict[str, Callable[[], None]] = {
         "fvlight float32": fvlight_step(task, raw, torch.float32, steps),
         "fvlight bf16": fvlight_step(task, raw, torch.bfloat16, steps),
