@@ -32,15 +32,15 @@ from fvlight.training.checkpoints import FILE_NAME
 
 # The figures that belong to a set of claims.
 FIGURES = {"complex_cells": draw_phases, "corner": draw_averages}
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
 @dataclass
 class Outcome:
-    """What a run or an experiment left behind; ``results`` by the names of its runs."""
+    """What a run or an experiment left behind; ``results`` and ``networks`` by the names of its runs."""
 
     summary: dict[str, Any]
     results: dict[str, DiverseResult]
+    networks: dict[str, Network]
     report: Path
     interrupted: bool
 
@@ -141,10 +141,11 @@ def run(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, command
     write_images(run_dir, result.images, network.input_space.to_display(result.images))
     write_metrics(run_dir, *metrics(task))
     summary = _summary(config, task, result, origin, str(trainer.precision), command)
-    summary["claims"] = conclude(config, {network.name: result}, {network.name: network}, run_dir)
+    results, networks = {network.name: result}, {network.name: network}
+    summary["claims"] = conclude(config, results, networks, run_dir)
     write_summary(run_dir, summary)
     report = write_report(run_dir)
-    return Outcome(summary, {network.name: result}, report, interrupt.requested)
+    return Outcome(summary, results, networks, report, interrupt.requested)
 
 
 def _trainer(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, interrupt: StopOnInterrupt) -> L.Trainer:
@@ -262,8 +263,7 @@ def run_experiment(
     for name, part in runs.items():
         print(f"{name}", file=sys.stderr)
         outcome = run(part, run_dir / name, None, command)
-        networks[name] = build_network(part)
-        results[name] = outcome.results[networks[name].name]
+        (results[name],), (networks[name],) = outcome.results.values(), outcome.networks.values()
         parts[name] = {
             key: outcome.summary[key] for key in ("network", "layer", "complete", "seconds", "units", "warnings")
         }
@@ -271,7 +271,7 @@ def run_experiment(
             return outcome
     summary = {
         "task": "experiment",
-        "experiment": config["experiment_name"],
+        "experiment": config.get("experiment_name"),
         "complete": all(part["complete"] for part in parts.values()),
         "seed": config["seed"],
         "version": fvlight.__version__,
@@ -281,4 +281,4 @@ def run_experiment(
         "warnings": [f"{name}: {text}" for name, part in parts.items() for text in part["warnings"]],
     }
     write_summary(run_dir, summary)
-    return Outcome(summary, results, write_report(run_dir), interrupted=False)
+    return Outcome(summary, results, networks, write_report(run_dir), interrupted=False)

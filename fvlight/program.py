@@ -145,26 +145,22 @@ class Program:
         if node.op == "get_attr":
             constant = self._constant(str(node.target))
             return lambda values: constant
-        args, kwargs = (
-            node.args,
-            {**node.kwargs, **({"inplace": False} if node.kwargs.get("inplace") else {})},
-        )
-        target = out_of_place(node.target)
+        args, kwargs = node.args, dict(node.kwargs)
+        if kwargs.get("inplace"):
+            kwargs["inplace"] = False
+        call: Callable[..., Value]
         if module is not None:
-            call: Callable[..., Value] = self._frozen_copy(module)
+            call = self._frozen_copy(module)
         elif node.op == "call_method":
-            call = getattr  # the method itself is looked up on its first argument
+            call = _method(out_of_place(node.target))
         else:
-            call = target
+            call = out_of_place(node.target)
             if self.intervals and isinstance(self.graph.kind(node), Local):
                 args, kwargs = _unpadded(node)
 
         def run(values: dict[fx.Node, Value]) -> Value:
             given = fx.map_arg(args, values.__getitem__)
-            named = fx.map_arg(kwargs, values.__getitem__)
-            if node.op == "call_method":
-                return getattr(given[0], target)(*given[1:], **named)
-            return call(*given, **named)
+            return call(*given, **fx.map_arg(kwargs, values.__getitem__))
 
         return run
 
@@ -254,6 +250,15 @@ def needed_intervals(graph: Graph, nodes: list[fx.Node], targets: list[fx.Node])
             else:
                 intervals[source] = need
     return intervals
+
+
+def _method(name: str) -> Callable[..., Value]:
+    """The method of its first argument."""
+
+    def call(owner: Value, *args: Any, **kwargs: Any) -> Value:
+        return getattr(owner, name)(*args, **kwargs)
+
+    return call
 
 
 def _unpadded(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
