@@ -56,12 +56,7 @@ def build_network(config: Mapping[str, Any]) -> Network:
 
 def build_task(config: Mapping[str, Any], network: Network) -> tuple[DiverseTask, str]:
     """The task, and a few words on where the norm of its images comes from."""
-    layer, solver, grid, prior = (
-        str(config["layer"]),
-        config["solver"],
-        config["lambda_grid"],
-        config["prior"],
-    )
+    layer, solver, grid, prior = str(config["layer"]), config["solver"], config["lambda_grid"], config["prior"]
     image_size = None if config["image_size"] is None else numbers(config, "image_size", 2, int)
     preconditioned = config["parameterization"]["preconditioned"]
     if not isinstance(preconditioned, bool):
@@ -82,7 +77,7 @@ def build_task(config: Mapping[str, Any], network: Network) -> tuple[DiverseTask
         layer,
         parse_units(config["unit"], reader.units, layer),
         norm=norm,
-        lambdas=[number({"values": value}, "values", float, "lambda_grid.") for value in _values(grid["values"])],
+        lambdas=numbers(grid, "values", None, float, "lambda_grid."),
         distance_layer=config["distance_layer"],
         convention=config["convention"],
         threshold=number(config, "threshold"),
@@ -102,12 +97,9 @@ def build_task(config: Mapping[str, Any], network: Network) -> tuple[DiverseTask
         at_once=number(solver, "at_once", int, "solver."),
         inner_steps=number(solver, "inner_steps", int, "solver."),
         image_size=image_size,
+        reader=reader,
     )
     return task, origin
-
-
-def _values(values: Any) -> list[Any]:
-    return list(values) if isinstance(values, list | tuple) else [values]
 
 
 def _prior(name: str) -> torch.nn.Module | None:

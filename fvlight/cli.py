@@ -87,7 +87,7 @@ def _application(config: Any) -> int:
     settings["experiment_name"] = hydra_config.runtime.choices.get("experiment")
     with _recorded(run_dir, overrides) if settings["resume"] else nullcontext():
         outcome = _outcome(settings, overrides, run_dir, command)
-    return _finish(outcome.summary, outcome.report, run_dir, outcome.interrupted)
+    return _finish(outcome, run_dir)
 
 
 def _outcome(settings: dict[str, Any], overrides: list[str], run_dir: Path, command: str) -> Outcome:
@@ -118,20 +118,23 @@ def _part(changes: list[str], overrides: list[str]) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
-def _finish(summary: dict[str, Any], report: Path, run_dir: Path, interrupted: bool) -> int:
+def _finish(outcome: Outcome, run_dir: Path) -> int:
     """The last lines on the terminal, and the exit status."""
-    for claim in summary.get("claims", []):
+    from fvlight.application import nan_problems
+
+    for claim in outcome.summary["claims"]:
         verdict = {True: "holds", False: "DOES NOT HOLD", None: "undecided"}[claim["holds"]]
         print(f"{verdict}: {claim['claim']} ({claim['measured']}; expected {claim['expected']})")
-    if interrupted:
+    if outcome.interrupted:
         print(f"interrupted; go on with: fvlight resume={shlex.quote(str(run_dir))}", file=sys.stderr)
         return 130
-    if summary["task"] == "experiment":
-        print(report)
-    nan = [text for text in summary["warnings"] if "NaN" in text]
+    if outcome.summary["task"] == "experiment":
+        print(outcome.report)
+    nan = [f"{name}: {text}" for name, result in outcome.results.items() if (text := nan_problems(result))]
     if nan:
         raise FvlightError(
-            f"{nan[0]}; try a smaller solver.lr or trainer.precision=32-true. Everything else is in {run_dir}"
+            f"became NaN and kept their last finite images: {'; '.join(nan)}; try a smaller solver.lr or "
+            f"trainer.precision=32-true. Everything else is in {run_dir}"
         )
     return 0
 

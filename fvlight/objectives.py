@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from itertools import combinations
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +51,12 @@ def pair_distances(features: Tensor, convention: Convention) -> Tensor:
     norms = [torch.linalg.vector_norm(features[:, i, None] - features[:, i + 1 :], dim=-1) for i in range(images - 1)]
     if not norms:
         raise FvlightError("images_per_problem=1: a distance needs at least two images")
-    return torch.cat(norms, 1) / (math.sqrt(dimension) if convention.rms_distance else 1.0)
+    return torch.cat(norms, 1) / _scale(dimension, convention)
+
+
+def _scale(dimension: int, convention: Convention) -> float:
+    """What an L2 norm over so many features is divided by."""
+    return math.sqrt(dimension) if convention.rms_distance else 1.0
 
 
 def min_pair_distance(features: Tensor, convention: Convention) -> Tensor:
@@ -70,7 +74,7 @@ class _MinPairDistance(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, convention: Convention) -> Tensor:
         distances = pair_distances(features, convention)
         closest = distances.nan_to_num(nan=math.inf).argmin(1)
-        pairs = torch.tensor(list(combinations(range(features.shape[1]), 2)), device=features.device)[closest]
+        pairs = torch.triu_indices(features.shape[1], features.shape[1], 1, device=features.device)[:, closest]
         ctx.save_for_backward(features, pairs)
         ctx.convention = convention
         return distances.gather(1, closest[:, None])[:, 0]
@@ -79,12 +83,11 @@ class _MinPairDistance(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         features, pairs = ctx.saved_tensors
-        problem, (first, second) = torch.arange(len(features), device=features.device), pairs.T
+        problem, (first, second) = torch.arange(len(features), device=features.device), pairs
         difference = features[problem, first] - features[problem, second]
         norm = torch.linalg.vector_norm(difference, dim=1, keepdim=True)
         unit = torch.where(norm > 0, difference / norm, _direction(features.shape[2]).to(difference))
-        scale = math.sqrt(features.shape[2]) if ctx.convention.rms_distance else 1.0
-        push = unit * (gradient / scale)[:, None]
+        push = unit * (gradient / _scale(features.shape[2], ctx.convention))[:, None]
         images = torch.arange(features.shape[1], device=features.device)
         sign = (images == first[:, None]).to(push) - (images == second[:, None]).to(push)
         return sign[..., None] * push[:, None], None

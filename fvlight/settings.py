@@ -65,15 +65,18 @@ def number(config: Mapping[str, Any], key: str, kind: type[int] | type[float] = 
 
 
 def numbers(
-    config: Mapping[str, Any], key: str, count: int, kind: type[int] | type[float] = float, prefix: str = ""
+    config: Mapping[str, Any], key: str, count: int | None, kind: type[int] | type[float] = float, prefix: str = ""
 ) -> tuple[Any, ...]:
-    """A list of so many finite numbers from a configuration.
+    """A list of so many finite numbers from a configuration; with ``count`` None any list, or a single number.
 
     Raises:
         FvlightError: it is something else; named by its full key.
     """
     given = config[key]
-    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != count:
+    is_list = isinstance(given, Sequence) and not isinstance(given, str)
+    if count is None:
+        given = given if is_list else [given]
+    elif not is_list or len(given) != count:
         raise FvlightError(f"{prefix}{key}={given}: a list of {count} numbers is needed")
     return tuple(number({key: value}, key, kind, prefix) for value in given)
 

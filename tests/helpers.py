@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -233,6 +235,26 @@ LAYERS = [
 def toy(name: str) -> nn.Module:
     """One of `TOYS` in float64, shared by all tests: don't change it."""
     return built(TOYS[name][0])
+
+
+@contextmanager
+def handlers_taken_off() -> Iterator[None]:
+    """Takes off the log handlers that Hydra leaves behind."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:], root.level = handlers, level
+
+
+@pytest.fixture
+def no_handlers() -> Iterator[None]:
+    """`handlers_taken_off` for a whole test."""
+    with handlers_taken_off():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

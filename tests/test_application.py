@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +20,7 @@ from fvlight.errors import FvlightError
 from fvlight.tasks.diverse import LAMBDAS
 from fvlight.zoo import list_networks
 from fvlight.zoo.registry import BUILDERS
-from tests.helpers import one_thread  # noqa: F401  (a fixture for all tests of this file)
+from tests.helpers import no_handlers, one_thread  # noqa: F401  (fixtures; the second is for all tests)
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
@@ -203,17 +201,6 @@ def test_claims_that_do_not_exist(tmp_path: Path) -> None:
 
 
 # -- experiments -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def no_handlers() -> Iterator[None]:
-    """Takes off the log handlers that Hydra leaves behind."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:], root.level = handlers, level
 
 
 def check_claims(claims: list[dict[str, Any]], figure: Path) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from fvlight import cli
 from fvlight.errors import FvlightError
 from fvlight.solvers import Evaluation
 from fvlight.tasks import DiverseTask
-from tests.helpers import one_thread  # noqa: F401  (a fixture for all tests of this file)
+from tests.helpers import no_handlers, one_thread  # noqa: F401  (fixtures; the second is for all tests)
 
 SMALL = ["restarts=1", "images_per_problem=2", "lambda_grid.values=[0,1]", "solver.max_steps=3"]
 VGG = ["network=vgg19_normalised", "norm=100"]
@@ -28,18 +27,12 @@ Run = Callable[..., tuple[int, str, list[str]]]
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def surroundings(no_handlers: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # noqa: F811
     """A folder of the test's own for all that the command writes; Hydra's log handlers are taken off."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("FVLIGHT_WEIGHTS", raising=False)
     monkeypatch.delenv(cli.FULL_ERROR, raising=False)
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import errno
 import json
-import logging
 import math
 from collections.abc import Iterator
 from itertools import combinations
@@ -22,7 +21,7 @@ from fvlight.errors import FvlightError
 from fvlight.network import Network
 from fvlight.results import write_atomically, write_images, write_metrics, write_summary
 from fvlight.zoo import load_network
-from tests.helpers import one_thread  # noqa: F401  (a fixture for all tests of this file)
+from tests.helpers import handlers_taken_off, one_thread  # noqa: F401  (a fixture for all tests)
 
 COMMON = ["solver.max_steps=30", "solver.inner_steps=10", "trainer=cpu"]
 RUNS = {
@@ -37,14 +36,8 @@ SHAPES = {"cell": (1, 3, 3, 1, 32, 32), "vgg": (2, 2, 2, 3, 10, 10)}
 
 def command(folder: Path, *settings: str) -> int:
     """The command in this process, without the log handlers that Hydra leaves behind."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    try:
+    with handlers_taken_off():
         return cli.main([*settings, f"hydra.run.dir={folder}"])
-    finally:
-        for handler in set(root.handlers) - set(handlers):
-            handler.close()
-        root.handlers[:], root.level = handlers, level
 
 
 def strict_json(path: Path) -> Any:

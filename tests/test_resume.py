@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import multiprocessing
 import os
 import pickle
@@ -27,7 +26,7 @@ from fvlight.solvers import Patience
 from fvlight.tasks import DiverseTask
 from fvlight.training import AtomicCheckpointIO, SaveRegularly
 from fvlight.zoo import load_network
-from tests.helpers import one_thread  # noqa: F401  (a fixture for all tests of this file)
+from tests.helpers import handlers_taken_off, no_handlers, one_thread  # noqa: F401  (fixtures; the last for all tests)
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 BLOCKS = 9  # of the problem below, at least: twelve problems, five at a time, 18 steps each
@@ -151,22 +150,22 @@ Run = Callable[..., tuple[int, list[str]]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+def run(
+    no_handlers: None,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Run:
     """The command in this process: exit status and lines of standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(cli.FULL_ERROR, raising=False)
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
 
     def call(*arguments: str) -> tuple[int, list[str]]:
         capsys.readouterr()
         status = cli.main(list(arguments))
         return status, capsys.readouterr().err.splitlines()
 
-    yield call
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:], root.level = handlers, level
+    return call
 
 
 def outcome(folder: Path) -> tuple[bytes, dict[str, Any], bytes]:
@@ -356,12 +355,8 @@ KINDS = [
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run to be copied and damaged."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    assert cli.main([*SMALL, f"hydra.run.dir={folder}"]) == 0
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:], root.level = handlers, level
+    with handlers_taken_off():
+        assert cli.main([*SMALL, f"hydra.run.dir={folder}"]) == 0
     return folder
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import torch
 from torch import Tensor
 
@@ -18,7 +16,7 @@ def pair_averages(images: Tensor) -> Tensor:
         (..., n (n - 1) / 2, C, H, W), pairs in lexicographic order.
     """
     n = images.shape[-4]
-    first, second = torch.tensor(list(combinations(range(n), 2))).T
+    first, second = torch.triu_indices(n, n, 1)
     averages = (images[..., first, :, :, :] + images[..., second, :, :, :]) / 2
     norm = images.flatten(-3).norm(dim=-1).mean(-1)[..., None, None, None, None]
     return averages * (norm / averages.flatten(-3).norm(dim=-1)[..., None, None, None])

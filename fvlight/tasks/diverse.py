@@ -95,6 +95,7 @@ class DiverseTask(ProblemTask):
         adam, patience: the solver.
         at_once, inner_steps: see `ProblemTask`.
         image_size: see `UnitReadout`.
+        reader: of this layer, distance_layer and image_size, where one has been made already.
 
     After ``trainer.fit(task)``, ``task.result`` is the `DiverseResult`.
     """
@@ -124,9 +125,10 @@ class DiverseTask(ProblemTask):
         at_once: int = 64,
         inner_steps: int = 25,
         image_size: tuple[int, int] | None = None,
+        reader: UnitReadout | None = None,
     ) -> None:
         self._check(lambdas, images_per_problem, restarts, threshold, continuation)
-        reader = UnitReadout(network, layer, distance_layer, image_size)
+        reader = reader or UnitReadout(network, layer, distance_layer, image_size)
         for unit in units:
             if not 0 <= unit < reader.units:
                 raise FvlightError(f"unit={unit}: layer {layer!r} has units 0 to {reader.units - 1}")
