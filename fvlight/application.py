@@ -50,13 +50,41 @@ def build_network(config: Mapping[str, Any]) -> Network:
     from fvlight.zoo import load_network  # the library itself does not know the zoo
 
     chosen = config["network"]
-    options = dict(chosen.get("options") or {})
-    return load_network(chosen["name"], chosen["weights"], number(chosen, "seed", int, "network."), **options)
+    options, shuffle = dict(chosen.get("options") or {}), str(chosen.get("shuffle") or "")
+    seed = number(chosen, "seed", int, "network.")
+    return load_network(chosen["name"], chosen["weights"], seed, shuffle=shuffle, **options)
+
+
+def network_to_list(config: Mapping[str, Any]) -> Network:
+    """The network of a configuration for a look at its layers.
+
+    Any weights will do for that: default ones, which may have to be downloaded, are left alone. A given file is
+    read, since it may end early.
+    """
+    chosen = config["network"]
+    if chosen["weights"] in ("default", "random"):
+        try:
+            return build_network({"network": {**chosen, "weights": "random", "shuffle": ""}})
+        except FvlightError:  # an analytic cell, whose weights are its own
+            if chosen["weights"] == "random":
+                raise
+    return build_network(config)
+
+
+def chosen_layer(config: Mapping[str, Any]) -> str:
+    """The layer of a run's configuration; the networks of libraries have no default one."""
+    if config["layer"] is None:
+        name = config["network"]["name"]
+        raise FvlightError(
+            f"layer is not set, and there is no obvious one in network {name!r}: give layer=NAME "
+            f"(fvlight network={name} --list-layers prints them)"
+        )
+    return str(config["layer"])
 
 
 def build_task(config: Mapping[str, Any], network: Network) -> tuple[DiverseTask, str]:
     """The task, and a few words on where the norm of its images comes from."""
-    layer, solver, grid, prior = str(config["layer"]), config["solver"], config["lambda_grid"], config["prior"]
+    layer, solver, grid, prior = chosen_layer(config), config["solver"], config["lambda_grid"], config["prior"]
     image_size = None if config["image_size"] is None else numbers(config, "image_size", 2, int)
     preconditioned = config["parameterization"]["preconditioned"]
     if not isinstance(preconditioned, bool):
@@ -116,6 +144,7 @@ def run(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, command
     Raises:
         FvlightError: see the text; what had been computed is written before the error about NaN.
     """
+    chosen_layer(config)  # before weights are downloaded
     network = build_network(config)
     task, origin = build_task(config, network)
     checkpoint = run_dir / "checkpoints" / FILE_NAME

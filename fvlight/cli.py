@@ -14,6 +14,15 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fvlight.cli_networks import (
+    LIST_LAYERS,
+    LIST_NETWORKS,
+    add_library_networks,
+    conf_folder,
+    networks_like,
+    print_layer_table,
+    print_networks,
+)
 from fvlight.errors import FvlightError, did_you_mean
 
 if TYPE_CHECKING:
@@ -30,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wants_traceback = os.environ.get(FULL_ERROR) not in (None, "", "0")
     try:
         with _hydra_raises():
-            return _run_hydra(_with_resume(given))
+            return _run(given)
     except KeyboardInterrupt:
         print("fvlight: stopped", file=sys.stderr)
         return 130
@@ -44,6 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         print(f"fvlight: {line}", file=sys.stderr)
         return USAGE_ERROR
+
+
+def _run(given: list[str]) -> int:
+    """List what was asked for, or let Hydra run."""
+    settings = [text for text in given if text not in (LIST_LAYERS, LIST_NETWORKS)]
+    wanted = set() if {"-h", "--help"} & set(given) else set(given) - set(settings)
+    if LIST_NETWORKS in wanted:
+        return print_networks(settings)
+    arguments = _with_resume(settings)
+    add_library_networks(arguments)
+    return print_layer_table(arguments, CONFIG) if LIST_LAYERS in wanted else _run_hydra(arguments)
 
 
 def _run_hydra(arguments: list[str]) -> int:
@@ -114,6 +134,7 @@ def _part(changes: list[str], overrides: list[str]) -> dict[str, Any]:
     from hydra import compose
     from omegaconf import OmegaConf
 
+    add_library_networks(changes)
     config = compose(CONFIG, overrides=[*changes, *overrides])
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
@@ -276,6 +297,8 @@ def _explain_hydra(error: BaseException) -> str:
     missing = re.search(r"Could not find '([\w/]+?)/([^']+)'", text)
     if missing:
         group, name = missing.groups()
+        if group == "network":
+            return f"no network {name!r}: {networks_like(name, _options(group))} (fvlight {LIST_NETWORKS} prints all)"
         if group in _options(""):
             return f"no {group} {name!r}: {did_you_mean(name, _options(group))} (write {group}=NAME)"
     key = re.search(r"Could not override '([^']+)'", text)
@@ -289,9 +312,7 @@ def _explain_hydra(error: BaseException) -> str:
 
 def _options(group: str) -> list[str]:
     """The names that a group of the configuration takes; the groups themselves for an empty name."""
-    import fvlight.conf
-
-    folder = Path(fvlight.conf.__path__[0]) / group
+    folder = conf_folder() / group
     if not group:
         return sorted(path.name for path in folder.iterdir() if path.is_dir())
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))

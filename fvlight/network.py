@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -65,7 +65,12 @@ class Network:
         name: for titles and file names.
         input_space: see `InputSpace`; default RGB in [0, 1].
         aliases: other names for layers, e.g. ``{"conv2_1": "layer1.0.conv2"}``.
-        image_size: (height, width) that the network insists on, or None where any size will do.
+        image_size: (height, width) of the images that the network is made for; units that see the whole image are
+            read from images of this size. None where it is not known.
+        fixed_size: no other size will do (networks with positional embeddings).
+        channels_last: maps are (N, height, width, channels), as in Swin transformers.
+        unloaded: names of the parameters and buffers for which a partial weights file had nothing. Reading a layer
+            that needs one of them is an error.
     """
 
     module: nn.Module
@@ -73,6 +78,9 @@ class Network:
     input_space: InputSpace = field(default_factory=InputSpace)
     aliases: Mapping[str, str] = field(default_factory=dict)
     image_size: tuple[int, int] | None = None
+    fixed_size: bool = False
+    channels_last: bool = False
+    unloaded: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not isinstance(self.module, nn.Module):
@@ -86,8 +94,24 @@ class Network:
         return [*self.aliases, *(name for name, _ in self.module.named_modules() if name)]
 
     def resolve(self, layer: str) -> str:
-        """The dotted module name of a layer; raises with the nearest names where there is none."""
+        """The dotted module name of a layer, with the number of the call where one was given.
+
+        A module that is called several times, as the one ReLU of a ResNet's block is, is read at its first call;
+        ``relu_1``, ``relu_2`` name the later ones (torchvision's names).
+
+        Raises:
+            FvlightError: no such layer; the nearest names are given.
+        """
         name = self.aliases.get(layer, layer)
-        if not name or name not in dict(self.module.named_modules()):
+        modules = dict(self.module.named_modules())
+        if not name or (name not in modules and split_call(name, modules)[0] not in modules):
             raise unknown("layer", layer, self.layers, f"network {self.name!r}")
         return name
+
+
+def split_call(name: str, modules: Container[str]) -> tuple[str, int]:
+    """A layer's module and which of its calls is meant: ``relu_2`` is the third of ``relu``."""
+    stem, _, number = name.rpartition("_")
+    if name not in modules and stem and number.isdigit() and int(number) > 0:
+        return stem, int(number)
+    return name, 0

@@ -12,19 +12,22 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 from fvlight import application, cli
 from fvlight.analysis import cadena2018
-from fvlight.application import build_network, build_task, metrics, nan_problems
+from fvlight.application import build_network, build_task, metrics, nan_problems, network_to_list
+from fvlight.cli_networks import add_library_networks
 from fvlight.errors import FvlightError
+from fvlight.network import Network
 from fvlight.tasks.diverse import LAMBDAS
-from fvlight.zoo import list_networks
+from fvlight.zoo import list_networks, load_network
 from fvlight.zoo.registry import BUILDERS
 from tests.helpers import no_handlers, one_thread  # noqa: F401  (fixtures; the second is for all tests)
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
-GROUP_FILES = [name for name in FILES if name != "config"]
+GROUP_FILES = [name for name in FILES if "/" in name]
 EXPERIMENTS = [name.partition("/")[2] for name in FILES if name.startswith("experiment/")]
 NETWORKS = [name.partition("/")[2] for name in FILES if name.startswith("network/")]
 
@@ -62,6 +65,11 @@ def test_every_file_composes_and_prevails(name: str) -> None:
     assert settings(f"{group}={option}")["seed"] == 0
 
 
+def weights_at_hand(name: str) -> str:
+    """Analytic cells know their weights; those of the others are not in the repository."""
+    return "default" if name.endswith(("_cell", "_detector")) else "random"
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_file_fits_its_builder(name: str) -> None:
     chosen = settings(f"network={name}")["network"]
@@ -70,8 +78,7 @@ def test_every_network_file_fits_its_builder(name: str) -> None:
     for key, value in chosen["options"].items():
         assert parameters[key].default == value  # the file says what the builder does without it
     study = chosen["study"]
-    weights = "random" if name.startswith("vgg") else "default"
-    network = build_network(settings(f"network={name}", f"network.weights={weights}"))
+    network = build_network(settings(f"network={name}", f"network.weights={weights_at_hand(name)}"))
     assert network.name == name
     assert set(study["norms"]) <= set(network.layers)
     assert study["layer"] in network.layers
@@ -94,8 +101,7 @@ def parts(*overrides: str) -> list[dict[str, Any]]:
 def test_every_experiment_builds_its_task(name: str) -> None:
     assert settings(f"experiment={name}")["claims"] in cadena2018.CLAIMS
     for config in parts(f"experiment={name}"):
-        if config["network"]["name"].startswith("vgg"):
-            config["network"]["weights"] = "random"
+        config["network"]["weights"] = weights_at_hand(config["network"]["name"])
         network = build_network(config)
         task, origin = build_task(config, network)
         assert task.units
@@ -156,6 +162,127 @@ def test_an_image_larger_than_the_window_is_read_in_its_middle() -> None:
     config = settings("image_size=[40,36]")
     task, _ = build_task(config, build_network(config))
     assert task.reader.image_shape == (1, 40, 36)
+
+
+# -- networks of libraries, weights ------------------------------------------------------------------------
+
+
+def library(name: str, *overrides: str) -> dict[str, Any]:
+    """The settings of a network of a library, as the command makes them."""
+    add_library_networks([f"network={name}"])
+    return settings(f"network={name}", *overrides)
+
+
+# one with the tag of its weights, one by an old name
+@pytest.mark.parametrize(
+    "name", ["torchvision/squeezenet1_1", "timm/resnet18", "timm/resnet18.a1_in1k", "timm/tv_resnet34"]
+)
+def test_the_settings_of_a_library_network(name: str) -> None:
+    config = library(name, "seed=3")
+    assert config["layer"] is None
+    chosen = config["network"]
+    ours = settings("network=vgg19_normalised")["network"]
+    assert chosen["name"] == name
+    assert (chosen["weights"], chosen["seed"], chosen["options"], chosen["shuffle"]) == ("default", 3, {}, "")
+    assert chosen["study"].keys() == ours["study"].keys()  # everything that other settings refer to
+    first = {"torchvision": "features.0", "timm": "conv1"}[name.partition("/")[0]]
+    config = library(name, "network.weights=random", f"layer={first}", "norm=4")
+    network = build_network(config)
+    task, _ = build_task(config, network)
+    assert network.name == name
+    assert (task.reader.units, task.reader.distance_layer, task.units) == (64, "pixels", [0])
+    assert task.parameterization.norm == 2.0
+
+
+def test_library_options_and_seed_reach_the_builder() -> None:
+    def weights(*overrides: str) -> torch.Tensor:
+        config = library("torchvision/squeezenet1_1", "network.weights=random", *overrides)
+        return build_network(config).module.state_dict()["classifier.1.weight"]
+
+    assert weights("+network.options.num_classes=7").shape[0] == 7
+    assert torch.equal(weights(), weights())
+    assert not torch.equal(weights(), weights("seed=1"))
+
+
+def test_without_a_layer_the_network_is_not_even_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights may be hundreds of megabytes to download."""
+
+    def build(_: object) -> None:
+        raise AssertionError("built")
+
+    monkeypatch.setattr(application, "build_network", build)
+    config = library("torchvision/vgg19")
+    with pytest.raises(FvlightError, match=r"layer=NAME \(fvlight network=torchvision/vgg19 --list-layers"):
+        application.run(config, tmp_path, None, "")
+    with pytest.raises(AssertionError, match="built"):
+        application.run({**config, "layer": "features.0"}, tmp_path, None, "")
+
+
+def test_a_norm_for_a_layer_of_a_library_network() -> None:
+    """Nothing is known of natural patches here: the error says what to give."""
+    config = library("torchvision/squeezenet1_1", "network.weights=random", "layer=features.3.squeeze")
+    with pytest.raises(FvlightError) as caught:
+        build_task(config, build_network(config))
+    for word in ("'features.3.squeeze'", "'torchvision/squeezenet1_1'", "images=FOLDER", "norm=NUMBER"):
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def squeezenet_file(tmp_path: Path) -> Path:
+    """A file of weights that no seed below draws."""
+    path = tmp_path / "weights.safetensors"
+    save_file(load_network("torchvision/squeezenet1_1", "random", 99).module.state_dict(), path)
+    return path
+
+
+def test_shuffled_weights(squeezenet_file: Path) -> None:
+    """The values of the file within each filter bank, in another order."""
+    typed = ["network.weights=random", f"network.shuffle={squeezenet_file}"]
+    shuffled = build_network(library("torchvision/squeezenet1_1", *typed)).module.state_dict()
+    trained = load_network("torchvision/squeezenet1_1", str(squeezenet_file)).module.state_dict()
+    for key, value in trained.items():
+        if key.endswith("weight"):
+            assert not torch.equal(shuffled[key], value)
+            assert torch.equal(shuffled[key].flatten().sort().values, value.flatten().sort().values)
+        else:
+            assert torch.equal(shuffled[key], value)
+    with pytest.raises(FvlightError, match=r"shuffle=.*weights=random"):
+        build_network(library("torchvision/squeezenet1_1", typed[1]))
+
+
+def test_any_weights_will_do_for_a_list_of_layers(squeezenet_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random ones in place of the default, which might be downloaded; a given file is read."""
+    asked: list[tuple[str, str, str]] = []
+
+    def load(name: str, weights: str, seed: int, *, shuffle: str, **options: Any) -> Network:
+        asked.append((name, weights, shuffle))
+        return load_network(name, weights, seed, shuffle=shuffle, **options)
+
+    monkeypatch.setattr("fvlight.zoo.load_network", load)
+    squeezenet = "torchvision/squeezenet1_1"
+    for typed in ([], ["network.weights=random"], ["network.weights=random", "network.shuffle=default"]):
+        network_to_list(library(squeezenet, *typed))
+        assert asked == [(squeezenet, "random", "")]
+        asked.clear()
+    network_to_list(settings("network=vgg19_normalised"))
+    network_to_list(library(squeezenet, f"network.weights={squeezenet_file}"))
+    assert asked == [("vgg19_normalised", "random", ""), (squeezenet, str(squeezenet_file), "")]
+    assert network_to_list(settings("network=energy_cell")).name == "energy_cell"
+    assert asked[-1] == ("energy_cell", "default", "")
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        (["network=energy_cell", "+network.options.colour=1"], "'colour'"),
+        (["network=vgg19_normalised", "network.weights=gone.safetensors"], "gone.safetensors"),
+        (["network=energy_cell", "network.weights=random"], "analytic"),
+    ],
+)
+def test_a_list_of_layers_is_no_way_around_an_error(typed: list[str], text: str) -> None:
+    with pytest.raises(FvlightError, match=text):
+        network_to_list(settings(*typed))
 
 
 # -- small parts of the summary ----------------------------------------------------------------------------

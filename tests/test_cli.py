@@ -15,14 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fvlight import cli
+from fvlight import cli, cli_networks
 from fvlight.errors import FvlightError
 from fvlight.solvers import Evaluation
 from fvlight.tasks import DiverseTask
+from fvlight.zoo import list_networks, load_network
 from tests.helpers import no_handlers, one_thread  # noqa: F401  (fixtures; the second is for all tests)
 
 SMALL = ["restarts=1", "images_per_problem=2", "lambda_grid.values=[0,1]", "solver.max_steps=3"]
 VGG = ["network=vgg19_normalised", "norm=100"]
+LIBRARY = ["network=torchvision/squeezenet1_1", "network.weights=random", "layer=features.0"]
 Run = Callable[..., tuple[int, str, list[str]]]
 
 
@@ -65,11 +67,13 @@ def prepare(folder: Path) -> None:
     (folder / "broken").mkdir()
     (folder / "broken" / "photo.png").write_bytes(b"no image")
     (folder / "done" / "checkpoints").mkdir(parents=True)
-    save_file({"conv1_1.weight": torch.zeros(3, 3)}, folder / "misfit.safetensors")
+    misfit = {"conv1_1.weight": torch.zeros(3, 3), "conv1_2.bias": torch.zeros(64)}  # with a hole between them
+    save_file(misfit, folder / "misfit.safetensors")
     whole = folder / "whole.safetensors"
     save_file({"conv1_1.weight": torch.zeros(64, 3, 3, 3), "conv1_1.bias": torch.zeros(64)}, whole)
     (folder / "cut.safetensors").write_bytes(whole.read_bytes()[:-1000])
-    (folder / "weights.pth").write_bytes(b"")
+    torch.save(torch.nn.Conv2d(1, 1, 1), folder / "weights.pth")  # a whole module, which only its own code can load
+    (folder / "cut.pth").write_bytes((folder / "weights.pth").read_bytes()[:-500])
 
 
 # what is typed, and what the line must name: the value, an alternative, the remedy
@@ -77,7 +81,31 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "layer": (["layer=complx"], ["'complx'", "hubel_wiesel_cell", "'complex'"]),
     "distance layer": (["distance_layer=simpel"], ["'simpel'", "'simple'"]),
     "network": (["network=energy_sell"], ["network", "'energy_sell'", "'energy_cell'"]),
-    "network of no likeness": (["network=qqq"], ["'qqq'", "corner_detector", "vgg19_normalised"]),
+    "network of no likeness": (["network=qqq"], ["'qqq'", "corner_detector", "--list-networks"]),
+    "network without its library": (["network=vgg16"], ["'vgg16'", "'torchvision/vgg16'", "'timm/vgg16'"]),
+    "network without its ending": (["network=vgg19_norm"], ["'vgg19_norm'", "'vgg19_normalised'"]),
+    "library without a network": (["network=torchvision"], ["'torchvision'", "torchvision/NAME", "--list-networks"]),
+    "network of torchvision": (["network=torchvision/vgg91"], ["torchvision/vgg91", "'torchvision/vgg19'"]),
+    "network of timm": (["network='timm/resnet81'"], ["'timm/resnet81'", "'timm/resnet18'"]),
+    "network of an unknown tag": (
+        ["network=timm/resnet50.a9_in1k"],
+        ["timm/resnet50.a9_in1k", "'timm/resnet50.a3_in1k'"],
+    ),
+    "network of a sweep": (
+        ["-m", "network=energy_cell,torchvision/vgg91", "hydra.sweep.dir=out"],
+        ["torchvision/vgg91", "'torchvision/vgg19'"],
+    ),
+    "no layer": (
+        ["network=torchvision/squeezenet1_1"],
+        ["layer=NAME", "fvlight network=torchvision/squeezenet1_1 --list-layers"],
+    ),
+    "no layer in a library's": ([*LIBRARY, "layer=features.30"], ["features.30", "'features.10'"]),
+    "no norm in a library's": (LIBRARY, ["'features.0'", "torchvision/squeezenet1_1", "images=FOLDER", "norm=NUMBER"]),
+    "option of a library's": ([*LIBRARY, "+network.options.colour=1"], ["torchvision/squeezenet1_1", "colour"]),
+    "shuffled weights that are not random": (
+        [*LIBRARY, "network.shuffle=default", "network.weights=default"],
+        ["shuffle=default", "weights=random"],
+    ),
     "network's name": (["network.name=energy_sell"], ["'energy_sell'", "'energy_cell'"]),
     "network is a number": (["network=3"], ["int", "network", "solver"]),
     "network is null": (["network=null"], ["NoneType", "network", "solver"]),
@@ -100,8 +128,9 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "weights of a pickle": (
         [*VGG, "network.weights=weights.pth"],
-        ["weights.pth", ".safetensors", "save_file"],
+        ["weights.pth", "more than tensors", "state_dict", "save_file"],
     ),
+    "weights of a pickle truncated": ([*VGG, "network.weights=cut.pth"], ["cut.pth", "complete"]),
     "weights misfit": (
         [*VGG, "network.weights=misfit.safetensors"],
         ["misfit.safetensors", "conv1_1.bias", "(3, 3)", "(64, 3, 3, 3)"],
@@ -214,6 +243,21 @@ def test_the_cause_is_found_below_other_errors() -> None:
     assert cli.explain(RuntimeError("a defect")) is None
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "network",
+        "network of torchvision",
+        "network of an unknown tag",
+        "network of a sweep",
+        "network without its library",
+    ],
+)
+def test_a_network_that_does_not_exist_leaves_nothing_behind(name: str, run: Run, tmp_path: Path) -> None:
+    assert run(*MISTAKES[name][0])[0] == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_old_run_is_left_alone(run: Run, tmp_path: Path) -> None:
     assert run(*SMALL, "hydra.run.dir=out")[0] == 0
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -255,8 +299,161 @@ def test_help_names_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
         status = end.code or 0
     assert status == 0
     text = capsys.readouterr().out
-    for word in ("experiment", "network", "vgg19_normalised", "max_steps"):
+    for word in ("experiment", "network", "vgg19_normalised", "max_steps", "--list-layers", "--list-networks", "timm/"):
         assert word in text
+
+
+# -- networks of libraries ---------------------------------------------------------------------------------
+
+
+def test_a_library_network_runs_and_is_resumed(run: Run, tmp_path: Path) -> None:
+    """All of it, and the second half after a stop is what an unbroken run gives."""
+    settings = [*LIBRARY, "norm=10", "trainer=cpu", *SMALL, "solver.max_steps=6"]
+    status, output, errors = run(*settings, "hydra.run.dir=whole")
+    assert (status, errors) == (0, [])
+    assert "torchvision/squeezenet1_1, features.0" in output
+    assert "torchvision/squeezenet1_1" in (tmp_path / "whole" / "report.html").read_text()
+    summary = strict_json(tmp_path / "whole" / "summary.json")
+    assert (summary["network"], summary["weights"]) == ("torchvision/squeezenet1_1", "random")
+    assert (summary["norm"], summary["image_size"]) == (5.0, [3, 3])
+    images = load_file(tmp_path / "whole" / "images.safetensors")["images"]
+    assert images.shape == (1, 2, 2, 3, 3, 3)
+    torch.testing.assert_close(images.flatten(3).norm(dim=3), torch.full((1, 2, 2), 5.0))
+
+    steps, evaluate = [0], DiverseTask.evaluate
+
+    def stopping(*arguments: object) -> Evaluation:
+        steps[0] += 1
+        if steps[0] == 4:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiverseTask, "evaluate", stopping)
+        halves = [*settings, "solver.inner_steps=1", "checkpoint_seconds=0", "hydra.run.dir=halves"]
+        assert run(*halves)[0] == 130
+    assert not (tmp_path / "halves" / "summary.json").exists()
+    status, _, errors = run("resume=halves")
+    assert status == 0
+    assert errors == [f"going on from {tmp_path / 'halves' / 'checkpoints' / 'last.ckpt'}"]
+    assert torch.equal(load_file(tmp_path / "halves" / "images.safetensors")["images"], images)
+
+
+def test_the_networks_of_a_sweep(run: Run, tmp_path: Path) -> None:
+    names = ["torchvision/squeezenet1_1", "timm/resnet18", "hubel_wiesel_cell"]
+    layers = ["features.0", "conv1", "simple"]
+    typed = [f"network={','.join(names[:2])}", "network.weights=random", "trainer=cpu", "norm=1", *SMALL]
+    assert run("-m", *typed, f"layer={','.join(layers[:2])}", "hydra.sweep.dir=sweep")[0] == 2  # one has no conv1
+    found = {path.parent.name: strict_json(path) for path in (tmp_path / "sweep").glob("*/summary.json")}
+    assert {key: (value["network"], value["layer"]) for key, value in found.items()} == {
+        "0": (names[0], layers[0]),
+        "3": (names[1], layers[1]),
+    }
+    assert run("resume=sweep/3")[0] == 0
+
+
+def test_library_networks_in_an_experiment(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the list of defaults of an experiment's file, and among its runs."""
+    experiments = tmp_path / "conf" / "experiment"
+    experiments.mkdir(parents=True)
+    network = "torchvision/squeezenet1_0"  # no other test's: Hydra keeps what it was told
+    (experiments / "one.yaml").write_text(
+        f"# @package _global_\ndefaults:\n  - override /network: {network}\nlayer: features.0\n"
+    )
+    own = f"[network={network.replace('_0', '_1')}, network.weights=random, layer=features.1, distance_layer=pixels]"
+    (experiments / "two.yaml").write_text(f"# @package _global_\nruns: {{a: {own}, b: [network=simple_cell]}}\n")
+    folder = cli_networks.conf_folder()
+    (tmp_path / "conf" / cli_networks.LIBRARY_CONFIG).write_text((folder / cli_networks.LIBRARY_CONFIG).read_text())
+    monkeypatch.setattr(cli_networks, "conf_folder", lambda: tmp_path / "conf")
+    common = ["--config-dir", "conf", "trainer=cpu", "norm=1", *SMALL]
+    assert run(*common, "experiment=one", "network.weights=random", "hydra.run.dir=one")[0] == 0
+    summary = strict_json(tmp_path / "one" / "summary.json")
+    assert (summary["network"], summary["layer"]) == (network, "features.0")
+    assert run(*common, "experiment=two", "hydra.run.dir=two")[0] == 0
+    found = strict_json(tmp_path / "two" / "summary.json")["runs"]
+    assert [part["network"] for part in found.values()] == [network.replace("_0", "_1"), "simple_cell"]
+
+
+# -- lists -------------------------------------------------------------------------------------------------
+
+
+def test_layers_are_listed_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
+    status, output, errors = run("--list-layers", "network=simple_cell", "network.options.cells=8")
+    assert (status, errors) == (0, [])
+    assert [" ".join(line.split()) for line in output.splitlines()[-2:]] == [
+        "simple Conv2d 8 32 x 32 1 x 1",
+        "rectified ReLU 8 32 x 32 1 x 1",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["torchvision/squeezenet1_1", "timm/resnet18.a1_in1k", "vgg19", "vgg19_normalised"])
+def test_layers_need_no_weights(name: str, run: Run, tmp_path: Path) -> None:
+    """Neither a file nor a download: the table has all convolutions, and nothing is complained of."""
+    status, output, errors = run(f"network={name}", "--list-layers")
+    assert (status, errors) == (0, [])
+    names = [line.split()[0] for line in output.splitlines() if " Conv2d " in line]
+    modules = load_network(name, "random").module.named_modules()
+    convolutions = [path for path, part in modules if isinstance(part, torch.nn.Conv2d)]
+    assert sorted(names) == sorted(convolutions)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_of_a_weights_file_that_ends_early(run: Run, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    status, output, errors = run("network=vgg19_normalised", "--list-layers", "network.weights=whole.safetensors")
+    assert (status, errors) == (0, [])
+    last = output.splitlines()[-1]
+    for word in ("no weights", "conv1_2, conv2_1, conv2_2 and 12 more"):
+        assert word in last
+
+
+def test_layers_of_a_run(run: Run, tmp_path: Path) -> None:
+    assert run(*SMALL, "network=energy_cell", "hydra.run.dir=out")[0] == 0
+    record = tmp_path / "out" / ".hydra" / "overrides.yaml"
+    before = record.read_bytes()
+    status, output, _ = run("resume=out", "--list-layers")
+    assert status == 0
+    assert "energy_cell" in output
+    assert record.read_bytes() == before
+
+
+def test_networks_are_listed(run: Run, tmp_path: Path) -> None:
+    status, output, errors = run("--list-networks")
+    assert (status, errors) == (0, [])
+    lines = output.splitlines()
+    assert lines[:-2] == list_networks()
+    for line, library in zip(lines[-2:], ("torchvision", "timm"), strict=True):
+        assert line.startswith(f"{library}/NAME ({len(list_networks(f'{library}/*'))} networks")
+    status, output, errors = run("--list-networks", "torchvision/squeezenet*")
+    assert (status, errors) == (0, [])
+    assert output.splitlines() == ["torchvision/squeezenet1_0", "torchvision/squeezenet1_1"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--list-networks", "resnet"], ["'resnet'", "'timm/*resnet*'"]),
+        (["--list-networks", "a", "b"], ["a b", "one pattern"]),
+        (["--list-layers", "network=vgg19_norm"], ["'vgg19_norm'", "'vgg19_normalised'"]),
+        (["--list-layers", "network=torchvision/vgg91"], ["torchvision/vgg91", "'torchvision/vgg19'"]),
+        (["--list-layers", "network=simple_cell", "-m"], ["-m", "--list-layers"]),
+        (["--list-layers", "nonsense"], ["nonsense"]),
+        (["--list-layers", "network=simple_cell", "network.seed=abc"], ["network.seed=abc", "whole number"]),
+        (["--list-layers", "network=simple_cell", "+network.options.colour=1"], ["simple_cell", "'colour'"]),
+        (["--list-layers", "network=simple_cell", "network.weights=random"], ["analytic", "random"]),
+        (["--list-layers", "network=vgg19_normalised", "network.weights=gone.pth"], ["gone.pth"]),
+        (["--list-layers", "resume=gone"], ["resume=gone", "no run"]),
+    ],
+)
+def test_a_list_that_can_t_be_made(given: list[str], words: list[str], run: Run, tmp_path: Path) -> None:
+    status, output, errors = run(*given)
+    assert (status, output) == (2, "")
+    assert len(errors) == 1, errors
+    for word in words:
+        assert word in errors[0]
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- NaN ---------------------------------------------------------------------------------------------------

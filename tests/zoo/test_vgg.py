@@ -1,4 +1,4 @@
-"""fvlight.zoo.vgg: names, files that end early, the colour order folded into the weights, random weights."""
+"""fvlight.zoo.vgg: names, files of every layout against torchvision's network and direct arithmetic, random weights."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fvlight import FvlightError, Readout
+from fvlight import FvlightError, InputSpace, Readout
 from fvlight.images import list_images, read_image
 from fvlight.zoo import load_network
-from fvlight.zoo.vgg import MEAN_RGB, conv_names, fold_input, vgg19
-from tests.helpers import relative_error
+from fvlight.zoo.vgg import MEAN_RGB, conv_names, fold_input, in_our_space, layer_names, vgg19
+from fvlight.zoo.weights import load_weights
+from tests.helpers import full_map, relative_error, torchvision_network
+
+BOTH = ["vgg19", "vgg19_normalised"]
+TORCHVISION = InputSpace(3, 1.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +42,10 @@ def in_order(tensors: dict[str, Tensor], order: list[int], scale: float = 255.0)
 # --- architecture ---------------------------------------------------------------------------------------
 
 
-def test_names_and_shapes_are_those_of_torchvision_s_vgg19() -> None:
+@pytest.mark.parametrize("padding", [False, True])
+def test_names_and_shapes_are_those_of_torchvision_s_vgg19(padding: bool) -> None:
     with torch.device("meta"):
-        ours, theirs = vgg19(), torchvision.models.vgg19(weights=None, init_weights=False).features
+        ours, theirs = vgg19(padding=padding), torchvision.models.vgg19(weights=None, init_weights=False).features
     theirs = theirs[:-1]  # the pooling after the last layer
     kinds = [part for part in theirs if not isinstance(part, nn.MaxPool2d)]
     named = [(name, part) for name, part in ours.named_children() if not name.startswith("pool")]
@@ -49,7 +54,8 @@ def test_names_and_shapes_are_those_of_torchvision_s_vgg19() -> None:
         assert name.startswith("conv" if isinstance(part, nn.Conv2d) else "relu")
         if isinstance(part, nn.Conv2d):
             assert part.weight.shape == other.weight.shape
-            assert part.padding == (0, 0)
+            assert part.padding == ((1, 1) if padding else (0, 0))
+    assert list(layer_names()) == [name for name, _ in ours.named_children()]
     assert list(conv_names()) == [name for name, part in named if isinstance(part, nn.Conv2d)]
     assert len(conv_names()) == 16
 
@@ -73,27 +79,42 @@ def test_pooling_stands_between_blocks() -> None:
 # --- files ----------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_ends_early_gives_a_network_that_ends_early(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", BOTH)
+def test_a_file_that_ends_early_leaves_the_rest_of_the_network_unloaded(
+    name: str, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
     path = tmp_path / "early.safetensors"
     save_file(tensors, path)
-    network = load_network("vgg19_normalised", str(path))
-    assert network.layers[-2:] == ["conv2_1", "relu2_1"]
-    assert all(torch.equal(value, tensors[key]) for key, value in network.module.state_dict().items())
-    with pytest.raises(FvlightError, match=r"no layer 'conv3_1'.*did you mean .*'conv2_1'"):
+    network = load_network(name, str(path))
+    assert network.layers[-1] == "relu5_4"
+    state = network.module.state_dict()
+    assert all(torch.equal(state[key], tensors[key]) for key in tensors)
+    assert network.unloaded == state.keys() - tensors.keys()
+    assert all(state[key].isnan().all() for key in network.unloaded)
+    value = Readout(network, "relu2_1")(torch.ones(1, 3, 10, 10))
+    assert isinstance(value, Tensor)
+    assert value.isfinite().all()
+
+
+def test_reading_what_a_file_did_not_have_is_an_error(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(tensors, tmp_path / "early.safetensors")
+    network = load_network("vgg19", str(tmp_path / "early.safetensors"))
+    with pytest.raises(FvlightError, match="conv"):
         Readout(network, "conv3_1")
 
 
-def test_a_file_with_a_hole_names_what_is_missing(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", BOTH)
+def test_a_file_with_a_hole_names_what_is_missing(name: str, tensors: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "hole.safetensors"
     save_file({key: value for key, value in tensors.items() if not key.startswith("conv1_2")}, path)
-    with pytest.raises(FvlightError, match=r"2 missing \(conv1_2\.weight, conv1_2\.bias\)"):
-        load_network("vgg19_normalised", str(path))
+    with pytest.raises(FvlightError, match=r"missing \(conv1_2\.weight, conv1_2\.bias, conv2_2\.weight\)"):
+        load_network(name, str(path))
 
 
 def test_a_file_without_any_layer_names_the_first(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
-    save_file({"features.0.weight": torch.zeros(1)}, path)
-    with pytest.raises(FvlightError, match=r"missing \(conv1_1\.weight.*1 unexpected \(features\.0\.weight\)"):
+    save_file({"stem.weight": torch.zeros(1)}, path)
+    with pytest.raises(FvlightError, match=r"missing \(conv1_1\.weight.*1 unexpected \(stem\.weight\)"):
         load_network("vgg19_normalised", str(path))
 
 
@@ -101,11 +122,58 @@ def test_the_default_file_is_looked_for_in_the_weights_folder(
     tensors: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FVLIGHT_WEIGHTS", str(tmp_path))
-    expected = rf"no weights at {tmp_path}/vgg19_normalised\.safetensors.*conv1_1\.weight.*network\.weights=random"
+    expected = (
+        rf"no weights at {tmp_path}/vgg19_normalised\.safetensors.*conv1_1\.weight.*scripts/normalise_vgg19\.py.*"
+        r"network\.weights=random"
+    )
     with pytest.raises(FvlightError, match=expected):
         load_network("vgg19_normalised")
     save_file(tensors, tmp_path / "vgg19_normalised.safetensors")
-    assert torch.equal(load_network("vgg19_normalised").module.conv2_1.bias, tensors["conv2_1.bias"])  # type: ignore[arg-type, union-attr]
+    assert torch.equal(load_network("vgg19_normalised").module.get_parameter("conv2_1.bias"), tensors["conv2_1.bias"])
+
+
+def test_the_default_of_plain_vgg19_is_torchvision_s(
+    tensors: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FVLIGHT_WEIGHTS", str(tmp_path))
+    path = tmp_path / "torchvision" / "vgg19-dcbb9e9d.pth"
+    path.parent.mkdir()
+    torch.save(as_torchvision(tensors), path)
+    network = load_network("vgg19")
+    assert network.input_space.mean == pytest.approx((123.675, 116.28, 103.53))
+    assert torch.equal(network.module.get_parameter("conv1_2.weight"), tensors["conv1_2.weight"])
+
+
+# --- torchvision's weights ------------------------------------------------------------------------------
+
+
+def as_torchvision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under torchvision's names, with a classifier."""
+    theirs = {f"features.{layer_names().index(key.split('.')[0])}.{key.split('.')[1]}": tensors[key] for key in tensors}
+    return theirs | {"classifier.0.weight": torch.zeros(2, 2)}
+
+
+@pytest.mark.parametrize("layer", ["conv1_1", "relu1_2", "conv3_1", "relu5_4"])
+def test_torchvision_s_weights_give_torchvision_s_activations(layer: str) -> None:
+    """Of a photograph, whose way into the network is each one's own, up to the padded border; in float64."""
+    theirs = torchvision_network("vgg19")
+    tensors, mean = in_our_space(dict(theirs.state_dict()))
+    ours = vgg19(padding=True).double()
+    assert not load_weights(ours, tensors, "torchvision")
+    rgb = torch.rand(1, 3, 48, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = full_map(theirs, f"features.{layer_names().index(layer)}", TORCHVISION.from_rgb(rgb))
+    value = full_map(ours, layer, InputSpace(3, 255.0, mean, (1.0,)).from_rgb(rgb))
+    assert relative_error(value, expected) < 1e-10
+
+
+def test_torchvision_s_file_is_read_up_to_where_it_ends(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(as_torchvision(tensors), tmp_path / "early.pth")
+    network = load_network("vgg19", str(tmp_path / "early.pth"))
+    assert min(network.unloaded) == "conv2_2.bias"
+    state = network.module.state_dict()
+    assert all(torch.equal(state[key], tensors[key]) for key in tensors if key != "conv1_1.weight")
+    std = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
+    torch.testing.assert_close(state["conv1_1.weight"] * 255 * std, tensors["conv1_1.weight"])
 
 
 # --- the order of the colours ---------------------------------------------------------------------------
@@ -145,6 +213,53 @@ def test_a_file_without_preprocessing_is_taken_as_it_is(tensors: dict[str, Tenso
     assert all(torch.equal(value, tensors[key]) for key, value in fold_input(tensors).items())
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [2, 0, 1]])
+@pytest.mark.parametrize("mean", [MEAN_RGB, (123.675, 116.28, 103.53)])
+def test_the_mean_in_the_file_is_that_of_the_input_space(
+    tensors: dict[str, Tensor], order: list[int], mean: tuple[float, ...], tmp_path: Path
+) -> None:
+    file = in_order(tensors, order)
+    file["preproc.bias"] = -torch.eye(3)[order] @ torch.tensor(mean)
+    save_file(file, tmp_path / "weights.safetensors")
+    network = load_network("vgg19_normalised", str(tmp_path / "weights.safetensors"))
+    assert network.input_space.mean == mean
+    assert torch.equal(network.module.get_parameter("conv1_1.weight"), tensors["conv1_1.weight"])
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_the_order_of_a_file_that_does_not_tell_it_can_be_given(
+    name: str, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """On an image with its colours exchanged the network for BGR does what that for RGB does on the image."""
+    save_file(tensors, tmp_path / "weights.safetensors")
+    rgb, bgr = (load_network(name, str(tmp_path / "weights.safetensors"), bgr=value) for value in (False, True))
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    value, expected = (
+        full_map(n.module, "relu1_2", x, first_call=True) for n, x in ((bgr, images), (rgb, images.flip(1)))
+    )
+    assert relative_error(value, expected) < 1e-6
+    assert rgb.input_space == bgr.input_space == InputSpace(3, 255.0, MEAN_RGB, (1.0,))
+
+
+@pytest.mark.parametrize("layout", ["preproc", "torchvision"])
+def test_an_order_is_refused_where_the_file_tells_it(layout: str, tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    file = in_order(tensors, [2, 1, 0]) if layout == "preproc" else as_torchvision(tensors)
+    save_file(file, tmp_path / "weights.safetensors")
+    with pytest.raises(FvlightError, match="bgr=true is for files that do not tell the order"):
+        load_network("vgg19", str(tmp_path / "weights.safetensors"), bgr=True)
+
+
+def test_plain_and_normalised_weights_order_their_colours_alike(shared: Path, vgg_weights: Path) -> None:
+    """Normalised filters of the first layer are multiples of the plain ones: the same colours, given in two ways."""
+    path = shared / "weights" / "vgg19_to_conv3_1_bgr.safetensors"
+    if not path.exists():
+        pytest.skip(f"plain VGG-19 weights not found at {path}")
+    plain = load_network("vgg19", str(path), bgr=True).module.get_parameter("conv1_1.weight")
+    normalised = load_network("vgg19_normalised", str(vgg_weights)).module.get_parameter("conv1_1.weight")
+    cosines = nn.functional.cosine_similarity(plain.flatten(1), normalised.flatten(1))
+    torch.testing.assert_close(cosines, torch.ones(64))
+
+
 def test_the_published_weights_on_a_photograph(vgg_weights: Path, photographs: Path) -> None:
     """The whole way from a photograph: ours through `from_rgb`, the file's through its own preproc to BGR."""
     file = {key: value.double() for key, value in load_file(vgg_weights).items()}
@@ -160,7 +275,7 @@ def test_the_published_weights_on_a_photograph(vgg_weights: Path, photographs: P
     value = Readout(network, "relu2_1", window=False)(network.input_space.from_rgb(photograph))
     assert isinstance(value, Tensor)
     assert relative_error(value, x) < 1e-6
-    assert network.layers[-1] == "relu3_4"
+    assert min(network.unloaded) == "conv4_1.bias"
 
 
 def test_the_published_weights_are_normalised(vgg_weights: Path, photographs: Path) -> None:
@@ -178,11 +293,14 @@ def test_the_published_weights_are_normalised(vgg_weights: Path, photographs: Pa
 # --- random weights, input space ------------------------------------------------------------------------
 
 
-def test_random_weights_follow_the_seed_alone() -> None:
+@pytest.mark.parametrize("name", BOTH)
+def test_random_weights_follow_the_seed_alone(name: str) -> None:
     def state(seed: int) -> dict[str, Tensor]:
-        return load_network("vgg19_normalised", "random", seed).module.state_dict()
+        return load_network(name, "random", seed).module.state_dict()
 
+    before = torch.get_rng_state()
     one = state(1)
+    assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)  # the global random state does not matter
     again, other = state(1), state(2)
     assert all(torch.equal(one[key], again[key]) for key in one)
