@@ -246,8 +246,8 @@ def _hydra_raises() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's banners and its dependencies' deprecation notes are not for users of the command."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    """Lightning's banners, its dependencies' deprecation notes and each try of a download are not for users."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     try:
         with warnings.catch_warnings():

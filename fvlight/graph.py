@@ -7,8 +7,10 @@ receptive field and the windowed readout are both computed from these kinds alon
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ POINTWISE_MODULES: tuple[type[nn.Module], ...] = (
 )  # fmt: skip
 POINTWISE_FUNCTIONS: set[Any] = {
     F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.softplus,
-    F.dropout, F.local_response_norm, torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.square,
+    F.dropout, F.local_response_norm, F.batch_norm, torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.square,
     torch.abs, torch.sqrt, torch.exp, torch.log, operator.neg, operator.pow, torch.pow, torch.clamp,
 }  # fmt: skip
 POINTWISE_METHODS = {
@@ -36,6 +38,13 @@ ELEMENTWISE_FUNCTIONS: set[Any] = {
     operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, operator.truediv,
     torch.add, torch.mul, torch.sub, torch.div,
 }  # fmt: skip
+
+IN_PLACE_OPERATORS: set[Any] = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow}
+WHOLE_MODULES: tuple[type[nn.Module], ...] = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten)
+WHOLE_FUNCTIONS: set[Any] = {F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.flatten}
+REDUCTIONS: set[Any] = {torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"}
+RESHAPES: set[Any] = {torch.reshape, "reshape", "view"}
+PADS: tuple[type[nn.Module], ...] = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
 
 
 @dataclass(frozen=True)
@@ -63,28 +72,41 @@ def as_pair(value: Any) -> Pair:
 
 
 class _Tracer(fx.Tracer):
-    """Keeps, for every module on the way, the node of its (last) output: containers can be asked for too."""
+    """Keeps, for every module on the way, the nodes of its outputs: containers can be asked for too.
+
+    The first call of a module has the module's name, later ones have a number behind it, as in torchvision.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.outputs: dict[str, fx.Node] = {}
+        self.calls: Counter[str] = Counter()
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         output = super().call_module(m, forward, args, kwargs)
         if isinstance(output, fx.Proxy):
-            self.outputs[self.path_of_module(m)] = output.node
+            path = self.path_of_module(m)
+            call, self.calls[path] = self.calls[path], self.calls[path] + 1
+            self.outputs.setdefault(f"{path}_{call}" if call else path, output.node)
         return output
 
 
 @dataclass(frozen=True)
 class Graph:
-    """The traced network: its nodes in order of execution, and the output node of each module."""
+    """The traced network: its nodes in order of execution, and the output node of each module's calls.
+
+    Attributes:
+        image_size: of the images that the network is made for, where it is known.
+        failure: why tracing ended before the network did; empty where all of it was traced.
+    """
 
     module: nn.Module
     nodes: list[fx.Node]
     outputs: dict[str, fx.Node]
+    image_size: Pair | None = None
+    failure: str = ""
 
     @property
     def input(self) -> fx.Node:
@@ -93,8 +115,32 @@ class Graph:
     def module_of(self, node: fx.Node) -> nn.Module | None:
         return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
+    @cached_property
+    def dynamic(self) -> set[fx.Node]:
+        """The nodes that depend on the images; the others are made of weights alone."""
+        found = {self.input}
+        for node in self.nodes:
+            if any(source in found for source in node.all_input_nodes):
+                found.add(node)
+        return found
+
+    def sources(self, node: fx.Node) -> list[fx.Node]:
+        """The inputs of an operation that depend on the images."""
+        return [source for source in node.all_input_nodes if source in self.dynamic]
+
+    def constant(self, node: fx.Node) -> Any:
+        """The value of a node that is made of weights alone."""
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.module)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self.constant)
+        if node.op == "call_function":
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        raise Unsupported(f"operation {node.name!r} ({node.op}) on weights")
+
     def kind(self, node: fx.Node) -> Local | str:
-        """`Local`, "pointwise" (one tensor), "elementwise" (several) or "concatenate".
+        """`Local`, "pointwise" (one tensor), "elementwise" (several), "concatenate" or "whole" (all positions).
 
         Raises:
             Unsupported: the operation is none of these; the message names the node.
@@ -102,7 +148,7 @@ class Graph:
         module = self.module_of(node)
         if module is not None:
             return _module_kind(module, node)
-        target, inputs = node.target, node.all_input_nodes
+        target, inputs = node.target, self.sources(node)
         if node.op == "call_function" and target in (torch.cat, torch.concat) and _dim(node) in (1, -3):
             return "concatenate"
         if node.op == "call_function" and target in ELEMENTWISE_FUNCTIONS:
@@ -111,11 +157,33 @@ class Graph:
             return "pointwise"
         if node.op == "call_function" and target is operator.getitem and _is_channel_slice(node.args[1]):
             return "pointwise"
+        if node.op == "call_function" and target is operator.getitem:
+            return _slice(node)
+        if node.op == "call_function" and target is F.pad:
+            return _padding(node)
+        if node.op == "call_function" and target in (F.conv2d, torch.conv2d):
+            return self._convolution(node)
+        if target in WHOLE_FUNCTIONS or (node.op == "call_method" and target == "flatten"):
+            return "whole"
+        if target in REDUCTIONS:
+            return _reduction(node)
+        if target in RESHAPES and _dimensions(node) < 4:
+            return "whole"
         if node.op == "call_function" and target in (F.max_pool2d, F.avg_pool2d, torch.max_pool2d):
             return _pool_function(node)
         if node.op == "call_method" and target in POINTWISE_METHODS:
             return "pointwise"
         raise Unsupported(f"operation {node.name!r} ({node.op} {getattr(target, '__name__', target)})")
+
+    def _convolution(self, node: fx.Node) -> Local:
+        """A convolution as a function, with weights that may themselves be computed."""
+        given = arguments(node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"))
+        weight = given["weight"]
+        if not isinstance(weight, fx.Node) or weight in self.dynamic:
+            raise Unsupported(f"operation {node.name!r} with weights that depend on the images")
+        kernel, dilation = as_pair(self.constant(weight).shape[-2:]), as_pair(given.get("dilation", 1))
+        padding = _conv_padding(given.get("padding", 0), kernel, dilation)
+        return Local(kernel, as_pair(given.get("stride", 1)), padding, dilation)
 
     def ancestors(self, *targets: fx.Node) -> list[fx.Node]:
         """The nodes that the targets depend on, themselves included, in order of execution."""
@@ -151,6 +219,8 @@ class Graph:
         if module is not None:
             return bool(getattr(module, "inplace", False))
         name = str(getattr(user.target, "__name__", user.target))
+        if user.target in IN_PLACE_OPERATORS:
+            return True
         return bool(user.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
 
 
@@ -163,18 +233,77 @@ def _is_channel_slice(index: Any) -> bool:
     return isinstance(index, tuple) and len(index) == 2 and all(isinstance(part, slice) for part in index)
 
 
+def arguments(node: fx.Node, names: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a function by name, given its parameters in order."""
+    return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+
+
+def _conv_padding(padding: Any, kernel: Pair, dilation: Pair) -> Pair:
+    """What stands before the first pixel; "same" puts the smaller half there."""
+    if isinstance(padding, str):
+        same = [d * (k - 1) // 2 if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+        return same[0], same[1]
+    return as_pair(padding)
+
+
+def _slice(node: fx.Node) -> Local:
+    """``x[:, a:b, c::s, d::t]``: every s-th (t-th) position, as a window of one tap."""
+    index = node.args[1]
+    if (
+        not isinstance(index, tuple)
+        or len(index) != 4
+        or index[0] != slice(None)
+        or not all(isinstance(part, slice) for part in index)
+    ):
+        raise Unsupported(f"operation {node.name!r} (getitem {index})")
+    starts = [part.start or 0 for part in index[2:]]
+    steps = [part.step or 1 for part in index[2:]]
+    if not all(isinstance(number, int) and number >= 0 for number in (*starts, *steps)):
+        raise Unsupported(f"operation {node.name!r} (getitem {index})")
+    return Local((1, 1), (steps[0], steps[1]), (-starts[0], -starts[1]), (1, 1))
+
+
+def pad_widths(node: fx.Node) -> list[int]:
+    """The numbers of ``F.pad``: left, right, top, bottom, and then of the channels."""
+    pad = arguments(node, ("input", "pad"))["pad"]
+    if not isinstance(pad, list | tuple) or len(pad) not in (2, 4, 6) or not all(isinstance(n, int) for n in pad):
+        raise Unsupported(f"operation {node.name!r} (pad {pad})")
+    return list(pad)
+
+
+def _padding(node: fx.Node) -> Local:
+    """Far from the borders all sorts of padding are alike: they shift positions."""
+    widths = [*pad_widths(node), 0, 0]
+    return Local((1, 1), (1, 1), (widths[2], widths[0]), (1, 1))
+
+
+def _reduction(node: fx.Node) -> str:
+    """Over positions, or over channels alone with their axis kept."""
+    given = arguments(node, ("input", "dim", "keepdim"))
+    dims = given.get("dim")
+    dims = [dims] if isinstance(dims, int) else dims
+    if not dims or any(dim in (2, 3, -1, -2) for dim in dims):
+        return "whole"
+    if list(dims) in ([1], [-3]) and given.get("keepdim") is True:
+        return "pointwise"
+    raise Unsupported(f"operation {node.name!r} ({node.op} {getattr(node.target, '__name__', node.target)})")
+
+
+def _dimensions(node: fx.Node) -> int:
+    """How many axes a reshape leaves."""
+    shape = node.args[1:] if len(node.args) > 2 else node.args[1] if len(node.args) > 1 else ()
+    return len(shape) if isinstance(shape, tuple | list) else 4
+
+
 def _module_kind(module: nn.Module, node: fx.Node) -> Local | str:
     if isinstance(module, nn.Conv2d):
-        if isinstance(module.padding, str):
-            raise Unsupported(f"layer {node.target!r} with padding={module.padding!r}")
-        if module.padding_mode != "zeros":
-            raise Unsupported(f"layer {node.target!r} with padding_mode={module.padding_mode!r}")
-        return Local(
-            as_pair(module.kernel_size),
-            as_pair(module.stride),
-            as_pair(module.padding),
-            as_pair(module.dilation),
-        )
+        kernel, dilation = as_pair(module.kernel_size), as_pair(module.dilation)
+        return Local(kernel, as_pair(module.stride), _conv_padding(module.padding, kernel, dilation), dilation)
+    if isinstance(module, WHOLE_MODULES):
+        return "whole"
+    if isinstance(module, PADS):
+        left, _, top, _ = module.padding  # type: ignore[misc]
+        return Local((1, 1), (1, 1), (int(top), int(left)), (1, 1))
     if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
         dilation = as_pair(getattr(module, "dilation", 1))
         return Local(as_pair(module.kernel_size), as_pair(module.stride), as_pair(module.padding), dilation)
@@ -199,20 +328,25 @@ def _pool_function(node: fx.Node) -> Local:
 def trace(network: Network) -> Graph:
     """Trace a network in evaluation mode (its own mode is put back).
 
+    Where ``torch.fx`` can't go on, what was traced until then is kept: the layers before can be read all the same.
+
     Raises:
-        Unsupported: ``torch.fx`` cannot trace it; the message says why.
+        Unsupported: ``torch.fx`` cannot trace even the first layer; the message says why.
     """
-    tracer, module = _Tracer(), network.module
+    tracer, module, failure = _Tracer(), network.module, ""
     modes = {m: m.training for m in module.modules()}
     module.eval()
     try:
-        nodes = list(tracer.trace(module).nodes)
+        tracer.trace(module)
     except Exception as error:  # fx raises whatever the model's Python raises on a proxy
-        raise Unsupported(f"torch.fx cannot trace {network.name!r}: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        failure = f"torch.fx cannot trace {network.name!r}: {reason}"
+        if not tracer.outputs:
+            raise Unsupported(failure) from error
     finally:
         for m, mode in modes.items():
             m.training = mode
-    return Graph(module, nodes, tracer.outputs)
+    return Graph(module, list(tracer.graph.nodes), tracer.outputs, network.image_size, failure)
 
 
 def preceding_layer(network: Network, layer: str) -> str:
@@ -226,7 +360,7 @@ def preceding_layer(network: Network, layer: str) -> str:
     graph = trace(network)
     name = network.resolve(layer)
     if name not in graph.outputs:
-        raise Unsupported(f"layer {layer!r} is not called")
+        raise Unsupported(graph.failure or f"layer {layer!r} is not called")
     after: list[fx.Node] = []  # from the layer back to the convolution
     node = graph.outputs[name]
     while True:

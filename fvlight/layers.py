@@ -60,10 +60,21 @@ def layer_table(network: Network) -> list[LayerRow]:
         aliases.setdefault(path, []).append(alias)
     windows = _windows(network)
     rows = []
-    for name, module, channels in _calls(network):
+    for name, module, shape in _calls(network):
         field, reason = windows(name)
+        channels = shape[-1] if _channels_stand_last(network, module, shape, field) else shape[1]
         rows.append(LayerRow(name, ", ".join(aliases.get(name, [])), type(module).__name__, channels, field, reason))
     return rows
+
+
+def _channels_stand_last(
+    network: Network, module: nn.Module, shape: Sequence[int], field: ReceptiveField | None
+) -> bool:
+    """As in tokens (N, tokens, channels) and, where a network keeps its maps so, behind its first convolution."""
+    windowed = field is not None and not field.whole_image
+    return len(shape) == 3 or (
+        len(shape) == 4 and network.channels_last and not windowed and not isinstance(module, nn.Conv2d)
+    )
 
 
 def _windows(network: Network) -> Callable[[str], tuple[ReceptiveField | None, str]]:
@@ -80,13 +91,15 @@ def _windows(network: Network) -> Callable[[str], tuple[ReceptiveField | None, s
             node = node_of(graph, network, name, name)
         except Unsupported as error:
             return None, str(error)
-        return (known[node], "") if node in known else (None, first_unsupported(graph, node))
+        if node not in known:
+            return None, first_unsupported(graph, node)
+        return known[node], known[node].reason
 
     return window
 
 
-def _calls(network: Network) -> list[tuple[str, nn.Module, int]]:
-    """Name, module and number of channels of each layer, in the order of their outputs."""
+def _calls(network: Network) -> list[tuple[str, nn.Module, torch.Size]]:
+    """Name, module and shape of the output of each layer, in the order of their outputs."""
     if network.image_size is not None:
         return _run(network, network.image_size)
     for side in SIDES[:-1]:
@@ -98,11 +111,11 @@ def _calls(network: Network) -> list[tuple[str, nn.Module, int]]:
 
 
 @torch.no_grad()
-def _run(network: Network, size: tuple[int, int]) -> list[tuple[str, nn.Module, int]]:
+def _run(network: Network, size: tuple[int, int]) -> list[tuple[str, nn.Module, torch.Size]]:
     """`_calls` on an image of a given size; the module's modes and hooks are put back."""
     parts = {name: part for name, part in network.module.named_modules() if name}
     modes = {part: part.training for part in network.module.modules()}
-    found: list[tuple[str, nn.Module, int]] = []
+    found: list[tuple[str, nn.Module, torch.Size]] = []
     calls: Counter[str] = Counter()
 
     def keep(name: str) -> Callable[..., None]:
@@ -110,7 +123,7 @@ def _run(network: Network, size: tuple[int, int]) -> list[tuple[str, nn.Module, 
             call, calls[name] = calls[name], calls[name] + 1
             key = f"{name}_{call}" if call else name
             if isinstance(output, Tensor) and output.dim() > 1 and (not call or key not in parts):
-                found.append((key, module, _channels(network, module, output)))
+                found.append((key, module, output.shape))
 
         return hook
 
@@ -130,12 +143,6 @@ def _run(network: Network, size: tuple[int, int]) -> list[tuple[str, nn.Module, 
         for part, mode in modes.items():
             part.training = mode
     return found
-
-
-def _channels(network: Network, module: nn.Module, output: Tensor) -> int:
-    """Channels stand first after the batch in maps, last in tokens (N, tokens, channels) and channels-last maps."""
-    last = output.dim() == 3 or (output.dim() == 4 and network.channels_last and not isinstance(module, nn.Conv2d))
-    return output.shape[-1 if last else 1]
 
 
 # -- printing ----------------------------------------------------------------------------------------------
@@ -180,7 +187,7 @@ def _window_cells(row: LayerRow, reasons: Sequence[str]) -> tuple[str, str]:
     if row.field is None:
         number = f" ({reasons.index(row.reason) + 1})" if row.reason else ""
         return f"{UNKNOWN}{number}", UNKNOWN
-    if getattr(row.field, "whole_image", False):
+    if row.field.whole_image:
         return "whole image", UNKNOWN
     return _pair(row.field.size), _pair(row.field.stride)
 

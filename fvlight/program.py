@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fvlight.frozen import FrozenConv2d
-from fvlight.graph import Graph, Local, Pair, as_pair
+from fvlight.graph import PADS, Graph, Local, Pair, arguments, as_pair, pad_widths
 
 Interval = tuple[Pair, Pair]  # (first, last) unit in height and in width, both counted
 Crop = tuple[slice, slice]
@@ -61,8 +61,12 @@ class Program:
         self.rows = self._unit_rows(targets[0]) if window else None
         self.steps: list[Step] = []
         absorbed: set[fx.Node] = set()
+        self.constants: dict[fx.Node, Value] = {}
         for node in self.nodes:
             if node.op == "placeholder" or node in absorbed:
+                continue
+            if node not in graph.dynamic:  # made of weights alone: computed once
+                self.constants[node] = self._operation(node, None, None)(self.constants)
                 continue
             relu, pool = self._relu_and_pool_after(node)
             absorbed.update(n for n in (relu, pool) if n is not None)
@@ -72,13 +76,14 @@ class Program:
             self.rows = None  # later steps need all of its units
         last_reader = {source: step for step in self.steps for source in step.sources}
         for source, step in last_reader.items():
-            if source not in targets:
+            if source not in targets and source not in self.constants:
                 step.release.append(source)
 
     def __call__(self, images: Tensor, units: Tensor | None = None) -> list[Tensor]:
         """Images (N, C, H, W) to the values of the targets; of the first, one per image where ``units`` is given."""
         values: dict[fx.Node, Value] = {
-            self.graph.input: images.to(self.dtype).contiguous(memory_format=torch.channels_last)
+            **self.constants,
+            self.graph.input: images.to(self.dtype).contiguous(memory_format=torch.channels_last),
         }
         first = self.targets[0]
         with torch.autocast(self.device.type, enabled=False):
@@ -118,7 +123,7 @@ class Program:
     def _crops(self, node: fx.Node) -> dict[fx.Node, Crop]:
         """The part of each input's window that this operation needs, where that is not all of it."""
         crops: dict[fx.Node, Crop] = {}
-        for source in node.all_input_nodes if self.intervals else ():
+        for source in self.graph.sources(node) if self.intervals else ():
             need, have = input_need(self.graph, node, self.intervals[node]), self.intervals[source]
             if need != have:
                 rows, columns = (slice(n[0] - h[0], n[1] - h[0] + 1) for n, h in zip(need, have, strict=True))
@@ -129,7 +134,8 @@ class Program:
         self, node: fx.Node, relu: fx.Node | None, pool: fx.Node | None
     ) -> Callable[[dict[fx.Node, Value]], Value]:
         module = self.graph.module_of(node)
-        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        plain = isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        if isinstance(module, nn.Conv2d) and (plain or self.intervals):
             padding = (0, 0) if self.intervals else as_pair(module.padding)
             pooling = None if pool is None else self._frozen_copy(self.graph.module_of(pool))
             conv = FrozenConv2d(
@@ -142,6 +148,9 @@ class Program:
             )
             (source,) = node.all_input_nodes
             return lambda values: conv(values[source])
+        local = bool(self.intervals) and node in self.graph.dynamic and isinstance(self.graph.kind(node), Local)
+        if local and (node.target in (operator.getitem, F.pad) or isinstance(module, PADS)):
+            return _without_borders(node, module)
         if node.op == "get_attr":
             constant = self._constant(str(node.target))
             return lambda values: constant
@@ -155,7 +164,7 @@ class Program:
             call = _method(out_of_place(node.target))
         else:
             call = out_of_place(node.target)
-            if self.intervals and isinstance(self.graph.kind(node), Local):
+            if local:
                 args, kwargs = _unpadded(node)
 
         def run(values: dict[fx.Node, Value]) -> Value:
@@ -240,10 +249,10 @@ def needed_intervals(graph: Graph, nodes: list[fx.Node], targets: list[fx.Node])
         target: ((0, 0), (0, 0)) for target in targets if target is targets[0] or target not in before
     }
     for node in reversed(nodes):
-        if node not in intervals or node.op == "placeholder":
+        if node not in intervals or node.op == "placeholder" or node not in graph.dynamic:
             continue
         need = input_need(graph, node, intervals[node])
-        for source in node.all_input_nodes:
+        for source in graph.sources(node):
             if source in intervals:
                 have = intervals[source]
                 intervals[source] = tuple((min(h[0], n[0]), max(h[1], n[1])) for h, n in zip(have, need, strict=True))  # type: ignore[assignment]
@@ -261,9 +270,29 @@ def _method(name: str) -> Callable[..., Value]:
     return call
 
 
+def _without_borders(node: fx.Node, module: nn.Module | None) -> Callable[[dict[fx.Node, Value]], Value]:
+    """Padding or a slice, on a window that begins with the first wanted position."""
+    (source,) = node.all_input_nodes
+    if module is not None:
+        return lambda values: values[source]
+    if node.target is F.pad:
+        channels = pad_widths(node)[4:]
+        given = arguments(node, ("input", "pad", "mode", "value"))
+        if not channels:
+            return lambda values: values[source]
+        pads, value = (0, 0, 0, 0, *channels), given.get("value")
+        return lambda values: F.pad(values[source], pads, given.get("mode", "constant"), value)
+    _, part, rows, columns = node.args[1]  # type: ignore[misc]
+    index = (slice(None), part, slice(None, None, rows.step), slice(None, None, columns.step))
+    return lambda values: values[source][index]
+
+
 def _unpadded(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a functional pooling without its padding."""
-    names = ["kernel_size", "stride", "padding"] + (["dilation"] if node.target is not F.avg_pool2d else [])
-    given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+    """The arguments of a functional convolution or pooling without its padding."""
+    if node.target in (F.conv2d, torch.conv2d):
+        given = arguments(node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"))
+        return (), {key: value for key, value in given.items() if key != "padding"}
+    names = ["input", "kernel_size", "stride", "padding"]
+    given = arguments(node, names + (["dilation"] if node.target is not F.avg_pool2d else []))
     kept = {key: value for key, value in given.items() if key not in ("padding", "ceil_mode", "input")}
     return (node.all_input_nodes[0],), kept

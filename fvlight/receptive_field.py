@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import fx
 
@@ -19,26 +19,34 @@ class ReceptiveField:
         size: side lengths of the window.
         stride: how far the window moves from one unit to the next.
         offset: where the window of unit (0, 0) begins; negative where it begins in the padding.
+        whole_image: something on the way looks at all positions (a global pooling, squeeze-and-excite, attention):
+            every unit sees the whole image, the window does not move (stride 0).
+        reason: what that is, in words.
     """
 
     size: Pair
     stride: Pair
     offset: Pair
+    whole_image: bool = False
+    reason: str = field(default="", compare=False)
 
 
 def receptive_field(network: Network, layer: str) -> ReceptiveField:
     """Size, stride and offset of the windows of a layer's units, whatever lies between.
 
-    Where branches meet (sum, concatenation) the window is the smallest that holds both branches' windows.
+    Where branches meet (sum, concatenation) the window is the smallest that holds both branches' windows. Behind an
+    operation that looks at all positions it is the whole image, of ``network.image_size`` pixels.
 
     Raises:
-        FvlightError: no such layer, or an operation on the way whose window is not known (named).
+        FvlightError: no such layer, one that a partial weights file does not reach, or an operation on the way whose
+            window is not known (named).
     """
     name = network.resolve(layer)
     try:
         graph = trace(network)
         node = node_of(graph, network, layer, name)
         graph.check(node)
+        require_weights(network, graph, layer, node)
         known = fields(graph)
         if node not in known:
             raise Unsupported(first_unsupported(graph, node))
@@ -53,47 +61,88 @@ def receptive_field(network: Network, layer: str) -> ReceptiveField:
 def node_of(graph: Graph, network: Network, layer: str, name: str) -> fx.Node:
     """The node that holds a layer's output; raises `Unsupported` where the trace never calls it."""
     if name not in graph.outputs:
-        raise Unsupported(f"layer {layer!r} is not called in {network.name!r}")
+        raise Unsupported(graph.failure or f"layer {layer!r} is not called in {network.name!r} or gives no tensor")
     return graph.outputs[name]
+
+
+def require_weights(network: Network, graph: Graph, layer: str, node: fx.Node) -> None:
+    """Refuse a layer that needs weights which the network's file did not hold."""
+    for step in graph.ancestors(node) if network.unloaded else ():
+        module = graph.module_of(step)
+        names = [str(step.target)] if module is None else [f"{step.target}.{key}" for key in module.state_dict()]
+        missing = [name for name in names if name in network.unloaded]
+        if missing:
+            raise without_weights(network, layer, missing[0])
+
+
+def without_weights(network: Network, layer: str, missing: str) -> FvlightError:
+    """The error for a layer behind the end of a partial weights file."""
+    return FvlightError(
+        f"layer {layer!r} of {network.name!r} needs {missing!r}, which the weights file does not hold: choose an "
+        "earlier layer, or a file that goes further"
+    )
 
 
 def fields(graph: Graph) -> dict[fx.Node, ReceptiveField]:
     """The receptive field of every node up to the first whose window is not known (and what depends on it)."""
     known = {graph.input: ReceptiveField((1, 1), (1, 1), (0, 0))}
     for node in graph.nodes:
-        inputs = node.all_input_nodes
-        if node in known or not inputs or not all(source in known for source in inputs):
+        sources = graph.sources(node)
+        branches = [known[source] for source in sources if source in known]
+        whole = [branch for branch in branches if branch.whole_image]
+        if node in known or not branches:
             continue
-        try:
-            kind = graph.kind(node)
-        except Unsupported:
-            continue
-        if isinstance(kind, Local):
-            known[node] = _slide(known[inputs[0]], kind)
-        elif len({known[source].stride for source in inputs}) == 1:
-            known[node] = _hull([known[source] for source in inputs])
+        if whole:
+            known[node] = whole[0]
+        elif len(branches) == len(sources) and (found := _after(graph, node, branches)) is not None:
+            known[node] = found
     return known
+
+
+def _after(graph: Graph, node: fx.Node, branches: list[ReceptiveField]) -> ReceptiveField | None:
+    """The field after one operation on units with the given fields; None where it is not known."""
+    try:
+        kind = graph.kind(node)
+    except Unsupported:
+        return None
+    if kind == "whole":
+        if graph.image_size is None:
+            return None
+        reason = f"{_name(graph, node)} looks at all positions"
+        return ReceptiveField(graph.image_size, (0, 0), (0, 0), True, reason)
+    if isinstance(kind, Local):
+        return _slide(branches[0], kind)
+    return _hull(branches) if len({branch.stride for branch in branches}) == 1 else None
+
+
+def _name(graph: Graph, node: fx.Node) -> str:
+    module = graph.module_of(node)
+    return repr(node.name) if module is None else f"{node.target!r} ({type(module).__name__})"
 
 
 def first_unsupported(graph: Graph, target: fx.Node) -> str:
     """What keeps the window of a node from being known: the first operation on the way that is not understood."""
     for node in graph.ancestors(target):
-        if node.op == "placeholder":
+        if node.op == "placeholder" or node not in graph.dynamic:
             continue
         try:
-            graph.kind(node)
+            if graph.kind(node) == "whole":
+                return (
+                    f"{_name(graph, node)} looks at all positions and the size of the image is not known: "
+                    "give Network(..., image_size=(height, width))"
+                )
         except Unsupported as error:
             return str(error)
     return f"branches of different strides meet before {target.name!r}"
 
 
-def _slide(field: ReceptiveField, local: Local) -> ReceptiveField:
+def _slide(before: ReceptiveField, local: Local) -> ReceptiveField:
     """The field after a convolution or pooling over units with the given field."""
     size, stride, offset = zip(
         *(
             (r + (e - 1) * j, j * s, o - p * j)
             for r, j, o, e, s, p in zip(
-                field.size, field.stride, field.offset, local.extent, local.stride, local.padding, strict=True
+                before.size, before.stride, before.offset, local.extent, local.stride, local.padding, strict=True
             )
         ),
         strict=True,

@@ -13,6 +13,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from fvlight.network import split_call
+
 Box = tuple[tuple[int, int], tuple[int, int]]  # (first, last + 1) row, (first, last + 1) column
 
 
@@ -31,8 +33,9 @@ class _Enough(Exception):
 def full_map(module: nn.Module, layer: str, images: Tensor, first_call: bool = False) -> Tensor:
     """A layer's output in evaluation mode, from the module's own forward, before anything changes it.
 
-    Of a module that is called several times the last output; ``first_call`` leaves after the first call.
+    ``relu_1`` is the second output of ``relu``, as in `Network.resolve`; ``first_call`` leaves after the first.
     """
+    path, call = split_call(layer, dict(module.named_modules()))
     found: list[Tensor] = []
     modes = {part: part.training for part in module.modules()}
 
@@ -41,7 +44,7 @@ def full_map(module: nn.Module, layer: str, images: Tensor, first_call: bool = F
         if first_call:
             raise _Enough
 
-    handle = module.get_submodule(layer).register_forward_hook(keep)
+    handle = module.get_submodule(path).register_forward_hook(keep)
     try:
         module.eval()(images)
     except _Enough:
@@ -50,7 +53,7 @@ def full_map(module: nn.Module, layer: str, images: Tensor, first_call: bool = F
         handle.remove()
         for part, mode in modes.items():
             part.training = mode
-    return found[-1]
+    return found[call]
 
 
 def snapshot(module: nn.Module) -> dict[str, Any]:
@@ -212,7 +215,7 @@ def _chain() -> nn.Module:
 # name: (module, its last layer, others before it)
 TOYS: dict[str, tuple[Callable[[], nn.Module], str, tuple[str, ...]]] = {
     "chain": (_chain, "7", ("3", "2", "0")),
-    "residual": (Residual, "relu", ("first", "norm", "shortcut")),
+    "residual": (Residual, "relu_1", ("first", "norm", "shortcut")),
     "branches": (Branches, "after", ("stem", "point", "dilated", "pooled")),
     "functional": (Functional, "c", ("a", "b")),
 }

@@ -120,6 +120,14 @@ LOCALS: dict[str, tuple[Callable[[Tensor], Tensor] | nn.Module, Local]] = {
         Local((2, 3), (1, 2), (1, 0), (1, 1)),
     ),
     "torch.max": (lambda x: torch.max_pool2d(x, [2, 2]), Local((2, 2), (2, 2), (0, 0), (1, 1))),
+    "slice": (lambda x: x[:, :, ::2, 1::3], Local((1, 1), (2, 3), (0, -1), (1, 1))),
+    "pad": (lambda x: F.pad(x, (1, 2, 3, 4)), Local((1, 1), (1, 1), (3, 1), (1, 1))),
+    "pad, with channels": (lambda x: F.pad(x, (0, 0, 0, 0, 1, 1)), Local((1, 1), (1, 1), (0, 0), (1, 1))),
+    "F.conv": (
+        lambda x: F.conv2d(x, torch.ones(2, 3, 3, 5), None, (1, 2), (1, 0), 2),
+        Local((3, 5), (1, 2), (1, 0), (2, 2)),
+    ),
+    "same": (nn.Conv2d(3, 2, (3, 4), padding="same", dilation=(2, 1)), Local((3, 4), (1, 1), (2, 1), (2, 1))),
     "F.average": (lambda x: F.avg_pool2d(x, 3, 2, 1, True), Local((3, 3), (2, 2), (1, 1), (1, 1))),
 }
 
@@ -141,8 +149,10 @@ def test_the_extent_counts_both_ends(kernel: int, dilation: int) -> None:
 @pytest.mark.parametrize(
     ("function", "named"),
     [
-        (lambda x: x.mean((2, 3)), "mean"),
-        (lambda x: torch.flatten(x, 1), "flatten"),
+        (lambda x: x.mean(0), "mean"),
+        (lambda x: x.mean(1), "mean"),  # channels, without their axis
+        (lambda x: x[:, :, -3:], "getitem"),
+        (lambda x: x[:, :, ::2, -3:], "getitem"),
         (lambda x: torch.cat([x, x], 0), "cat"),
         (lambda x: torch.cat([x, x], dim=2), "cat"),
         (lambda x: x[..., 1:], "getitem"),
@@ -155,6 +165,33 @@ def test_the_extent_counts_both_ends(kernel: int, dilation: int) -> None:
 def test_what_is_none_of_these_is_named(function: Callable[[Tensor], Tensor], named: str) -> None:
     with pytest.raises(Unsupported, match=named):
         last_kind(function)
+
+
+WHOLE: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda x: x.mean((2, 3)), "mean of all": lambda x: x.mean(), "rows": lambda x: torch.sum(x, -2),
+    "kept": lambda x: x.amax((-1, -2), keepdim=True), "flatten": lambda x: torch.flatten(x, 1),
+    "method": lambda x: x.flatten(2), "reshape": lambda x: x.reshape(2, 3, 25),
+    "view": lambda x: x.view(2, -1), "adaptive": lambda x: F.adaptive_avg_pool2d(x, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_looks_at_all_positions(name: str) -> None:
+    assert last_kind(WHOLE[name]) == "whole"
+
+
+@pytest.mark.parametrize("kind", [nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(2), nn.Flatten()])
+def test_modules_that_look_at_all_positions(kind: nn.Module) -> None:
+    graph = trace(Network(nn.Sequential(kind)))
+    assert graph.kind(graph.nodes[-2]) == "whole"
+
+
+def test_an_average_over_channels_is_pointwise() -> None:
+    def average(x: Tensor) -> Tensor:
+        return x.mean(1, keepdim=True)
+
+    assert last_kind(average) == "pointwise"
+    assert shift_dependence(average) == {(0, 0)}
 
 
 # --- tracing --------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -181,22 +182,25 @@ def test_traced_once_and_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Undecided(nn.Module):
-    """No graph can be made of it: the way depends on the values."""
+    """No graph can be made of it from some layer on: the way depends on the values."""
 
-    def __init__(self) -> None:
+    def __init__(self, traced: int) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3)
+        self.first, self.second, self.traced = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3), traced
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        return self.second(x) if x.sum() > -1e9 else x
+        for number, layer in enumerate((self.first, self.second, nn.ReLU())):
+            x = layer(x) if number < self.traced or x.sum() > -1e9 else x
+        return x
 
 
-def test_a_network_that_can_t_be_traced_still_has_a_table() -> None:
-    rows = layer_table(tiny(Undecided()))
-    assert [(row.name, row.channels, row.field) for row in rows] == [("first", 4, None), ("second", 6, None)]
-    (reason,) = {row.reason for row in rows}
-    assert "cannot trace 'tiny'" in reason
+@pytest.mark.parametrize("traced", [0, 1])
+def test_a_network_that_can_t_be_traced_still_has_a_table(traced: int) -> None:
+    rows = layer_table(tiny(Undecided(traced)))
+    assert [(row.name, row.channels) for row in rows] == [("first", 4), ("second", 6)]
+    assert [row.field is not None for row in rows] == [True] * traced + [False] * (2 - traced)
+    for row in rows[traced:]:
+        assert "cannot trace 'tiny'" in row.reason
 
 
 def test_what_keeps_a_window_from_being_known_is_said() -> None:
@@ -205,7 +209,7 @@ def test_what_keeps_a_window_from_being_known_is_said() -> None:
     assert rows["0"].field is not None
     assert rows["0"].reason == ""
     for name in ("1", "2"):
-        assert rows[name].field is None
+        assert rows[name].field is None or rows[name].field.whole_image  # type: ignore[union-attr]
         assert "Upsample" in rows[name].reason
 
 
@@ -223,6 +227,15 @@ def test_channels_are_those_of_the_weights() -> None:
                 assert rows[path].channels == width
                 kinds += 1
         assert kinds > 20
+
+
+def test_behind_a_global_pooling_units_see_the_whole_image() -> None:
+    network = load_network("torchvision/resnet18", "random")
+    rows = rows_of(network)
+    assert {name for name, row in rows.items() if row.field is None or row.field.whole_image} == {"avgpool", "fc"}
+    assert rows["fc"].channels == 1000
+    lines = [" ".join(line.split()) for line in printed(network).splitlines()[-2:]]
+    assert lines == ["avgpool AdaptiveAvgPool2d 512 whole image -", "fc Linear 1000 whole image -"]
 
 
 def test_channels_of_tokens_and_of_maps_with_channels_last() -> None:
@@ -341,11 +354,30 @@ def test_no_column_of_aliases_where_there_are_none() -> None:
 
 
 def test_each_reason_is_said_once() -> None:
-    text = printed(tiny(Undecided()))
+    text = printed(tiny(Undecided(0)))
     assert text.count("cannot trace") == 1
     assert text.splitlines()[-1].startswith("(1) ")
     assert [line.split()[3:] for line in text.splitlines() if "Conv2d" in line] == 2 * [["-", "(1)", "-"]]
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Upsample(scale_factor=2), nn.ReLU())
-    text = printed(tiny(module))
-    assert "(1)" in text
-    assert "(2)" not in text
+
+
+def test_reasons_are_numbered_and_the_whole_image_is_named() -> None:
+    whole: Any = SimpleNamespace(size=(9, 9), stride=(2, 2), whole_image=True, reason="an average over space")
+    rows = [
+        LayerRow("a", "", "Conv2d", 4, None, "first reason"),
+        LayerRow("b", "", "ReLU", 4, None, "[second] reason"),
+        LayerRow("c", "", "ReLU", 4, None, "first reason"),
+        LayerRow("d", "", "Linear", 4, whole, whole.reason),
+    ]
+    stream = io.StringIO()
+    print_layers(tiny(nn.Identity()), rows, Console(file=stream, width=20))
+    lines = [" ".join(line.split()) for line in stream.getvalue().splitlines()[-6:]]
+    assert lines[:4] == ["a Conv2d 4 - (1) -", "b ReLU 4 - (2) -", "c ReLU 4 - (1) -", "d Linear 4 whole image -"]
+    assert lines[4:] == ["(1) first reason", "(2) [second] reason"]
+
+
+def test_layers_without_weights_are_named() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    unloaded = frozenset({"2.weight", "2.bias", "3.weight", "3.bias"})
+    last = printed(tiny(module, unloaded=unloaded)).splitlines()[-1]
+    assert "no weights were loaded for 2, 3:" in last
+    assert "no weights" not in printed(tiny(module))

@@ -582,3 +582,125 @@ def test_an_in_place_operation_whose_input_is_read_again_is_not_silently_wrong()
     with pytest.raises(FvlightError, match=r"'relu'.*in place"):
         Readout(Network(module), "out")
     assert Readout(Network(module), "b")(images[..., :3, :3]).shape == (2, 4)  # type: ignore[union-attr]
+
+
+class Gated(nn.Module):
+    """Squeeze-and-excite: one number per channel, from all positions, weighs the map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.squeeze, self.excite = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 2, 1), nn.Conv2d(2, 6, 1)
+        self.b = nn.Conv2d(6, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        return self.b(x * torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((2, 3), keepdim=True))))))
+
+
+def test_a_unit_that_sees_the_whole_image_is_the_middle_of_its_map() -> None:
+    module, images = built(Gated), random(3, 3, 8, 10)
+    readout = Readout(Network(module, image_size=(8, 10)), ["b", "a"])
+    assert readout.field is not None
+    assert readout.field.whole_image
+    units = torch.tensor([3, 0, 2])
+    every, earlier = readout(images)
+    assert relative_error(every, module(images)[:, :, 4, 5]) < 1e-12
+    assert relative_error(earlier, full_map(module, "a", images)) < 1e-12
+    assert torch.equal(readout(images, units)[0], every[[0, 1, 2], units])
+    with pytest.raises(FvlightError, match=r"\(8, 9\) pixels for layer 'b': its units see \(8, 10\)"):
+        readout(images[..., 1:])
+    assert Readout(Network(module), "a").image_size == (3, 3)  # before the gate nothing has changed
+
+
+def test_tokens_are_averaged() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.norm = nn.Conv2d(3, 5, 4, stride=4), nn.LayerNorm(5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.patch(x).flatten(2).transpose(1, 2))
+
+    module, images = built(Tokens), random(2, 3, 8, 8)
+    network = Network(module, image_size=(8, 8), fixed_size=True)
+    value = Readout(network, "norm")(images)
+    assert isinstance(value, Tensor)
+    assert relative_error(value, module(images).mean(1)) < 1e-12
+    with pytest.raises(FvlightError, match=r"\(8, 12\) pixels for 'Tokens': it takes \(8, 8\)"):
+        Readout(network, "norm", window=False)(random(1, 3, 8, 12))
+
+
+def test_padding_slices_and_functional_convolutions_in_a_window() -> None:
+    """An option-A shortcut and a convolution whose weights are computed from parameters (weight standardisation)."""
+
+    class Shortcut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 6, 3, padding="same"), nn.Conv2d(6, 8, 3, 2, 1, padding_mode="reflect")
+            self.weight, self.end = nn.Parameter(torch.randn(5, 8, 3, 3)), nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            functional = torch.nn.functional
+            x = torch.relu(self.a(x))
+            x = self.b(x) + functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 1))
+            weight = self.weight / self.weight.std((1, 2, 3), keepdim=True)
+            return self.end(functional.conv2d(functional.pad(x, (1, 1, 1, 1)), weight, None, 1, (1, 0)))
+
+    module = built(Shortcut)
+    network = Network(module)
+    readout = Readout(network, "end")
+    field = readout.field
+    assert field is not None
+    row, column = interior_unit(24, field)
+    rows, columns = windows(field.size, field.stride, field.offset, (row, column))
+    images = random(2, 3, 24, 24)
+    value = readout(images[..., slice(*rows), slice(*columns)])
+    assert isinstance(value, Tensor)
+    assert relative_error(value, module(images)[:, :, row, column]) < 1e-12
+    full = Readout(network, "end", window=False)(images)
+    assert isinstance(full, Tensor)
+    assert relative_error(full, module(images)) < 1e-12
+
+
+def test_hooks_read_the_call_that_is_named() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu, self.pair = nn.ReLU(), Pairs()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.sum() > 1e9:
+                return x
+            x = self.relu(x) - 0.5
+            return self.pair(self.relu(x))[0]
+
+    class Pairs(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    module, images = Twice(), random(1, 3, 4, 4)
+    with pytest.warns(UserWarning, match="hooks"):
+        both = Readout(Network(module), ["relu", "relu_1"], window=False)(images)
+    assert torch.equal(both[0], images.relu())
+    assert torch.equal(both[1], (images.relu() - 0.5).relu())
+    with pytest.warns(UserWarning, match="hooks"):
+        readout = Readout(Network(module), "pair", window=False)
+    with pytest.raises(FvlightError, match=r"'pair' gives a tuple, not a tensor"):
+        readout(images)
+
+
+def test_an_operator_in_place_on_what_is_read_again_goes_to_the_module() -> None:
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.out = nn.Conv2d(3, 4, 3), nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = identity = self.a(x)
+            x += 1
+            return self.out(x + identity)
+
+    module, images = built(Added), random(1, 3, 5, 5)
+    with pytest.warns(UserWarning, match=r"in place"):
+        value = Readout(Network(module), "out", window=False)(images)
+    assert relative_error(value, module(images)) < 1e-12  # type: ignore[arg-type]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fvlight import FvlightError, Network, receptive_field
+from fvlight import FvlightError, Network, Readout, receptive_field
 from fvlight.zoo.vgg import vgg19
 from tests.helpers import (
     LAYERS,
@@ -98,10 +99,51 @@ def test_aliases_containers_and_activations() -> None:
     assert receptive_field(network, "bn1") == receptive_field(network, "conv1")
 
 
-def test_a_reused_module_is_its_last_call() -> None:
+def test_the_calls_of_a_reused_module_have_numbers() -> None:
     """ResNet's block calls one ReLU three times; the last call follows the sum."""
     network = Network(torchvision_network("resnet50"))
-    assert receptive_field(network, "layer1.0.relu") == receptive_field(network, "layer1.0")
+    assert receptive_field(network, "layer1.0.relu_2") == receptive_field(network, "layer1.0")
+    assert receptive_field(network, "layer1.0.relu_1") == receptive_field(network, "layer1.0.bn2")
+    assert receptive_field(network, "layer1.0.relu") == receptive_field(network, "layer1.0.bn1")
+    with pytest.raises(FvlightError, match=r"'layer1\.0\.relu_3' is not called"):
+        receptive_field(network, "layer1.0.relu_3")
+
+
+@pytest.mark.parametrize("layer", ["pool", "fc", "averaged"])
+def test_behind_a_global_pooling_the_window_is_the_whole_image(layer: str) -> None:
+    found = receptive_field(Network(Head(), image_size=(12, 14)), layer)
+    assert (found.size, found.stride, found.offset, found.whole_image) == ((12, 14), (0, 0), (0, 0), True)
+    assert ("mean" if layer == "averaged" else "'pool' (AdaptiveAvgPool2d)") in found.reason
+
+
+@pytest.mark.parametrize("layer", ["stringy", "circular", "sliced", "padded"])
+def test_all_sorts_of_padding_and_slices(layer: str) -> None:
+    check(built(Head), layer, 16, first_call=True)
+
+
+def test_layers_before_the_untraceable_part_have_windows() -> None:
+    class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 5), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.second(x) if x.sum() > 0 else x
+
+    assert receptive_field(Network(Moody()), "first").size == (5, 5)
+    with pytest.raises(FvlightError, match=r"torch\.fx cannot trace 'Moody'"):
+        receptive_field(Network(Moody()), "second")
+
+
+def test_layers_behind_the_end_of_a_weights_file_are_refused() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    network = Network(module, unloaded=frozenset({"2.bias"}))
+    assert receptive_field(network, "1").size == (3, 3)
+    with pytest.raises(FvlightError, match=r"layer '2' of 'Sequential' needs '2\.bias'"):
+        receptive_field(network, "2")
+    with pytest.raises(FvlightError, match=r"layer '2' of 'Sequential' needs '2\.bias'"):
+        Readout(network, "2", window=False)
 
 
 def test_an_unknown_layer_suggests_the_nearest() -> None:
@@ -121,6 +163,7 @@ class Head(nn.Module):
             nn.Conv2d(4, 4, 3, 1, 1, padding_mode="circular"),
         )
         self.mixed, self.averaged = nn.Identity(), nn.Identity()
+        self.sliced, self.padded = nn.Identity(), nn.Conv2d(8, 4, 3)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.conv(x)
@@ -131,6 +174,8 @@ class Head(nn.Module):
             self.averaged(x.mean((2, 3))),
             self.stringy(x),
             self.circular(x),
+            self.sliced(x[:, :2, ::2, 1::3]),
+            self.padded(F.pad(x, (1, 0, 2, 1, 2, 2))),
         ]
 
 
@@ -142,8 +187,6 @@ class Head(nn.Module):
         ("averaged", r"mean"),
         ("mixed", r"branches of different strides"),
         ("unused", r"'unused' is not called"),
-        ("stringy", r"'stringy' with padding='same'"),
-        ("circular", r"'circular' with padding_mode='circular'"),
     ],
 )
 def test_what_is_not_known_is_named_with_the_remedy(layer: str, named: str) -> None:

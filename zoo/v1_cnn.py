@@ -33,7 +33,7 @@ class FactorisedReadout(nn.Module):
         self.bias = nn.Parameter(torch.zeros(neurons))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.einsum("bchw,nhw,nc->bn", x, self.spatial, self.features) + self.bias
+        return torch.einsum("bcp,np,nc->bn", x.flatten(2), self.spatial.flatten(1), self.features) + self.bias
 
 
 class PositiveELU(nn.Module):
