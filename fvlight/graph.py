@@ -35,11 +35,12 @@ POINTWISE_METHODS = {
     "relu", "relu_", "sigmoid", "tanh", "square", "abs", "sqrt", "exp", "log", "clamp", "pow", "contiguous",
 }  # fmt: skip
 ELEMENTWISE_FUNCTIONS: set[Any] = {
-    operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, operator.truediv,
+    operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, operator.isub, operator.truediv,
+    operator.itruediv,
     torch.add, torch.mul, torch.sub, torch.div,
 }  # fmt: skip
 
-IN_PLACE_OPERATORS: set[Any] = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow}
+IN_PLACE_OPERATORS: set[Any] = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 WHOLE_MODULES: tuple[type[nn.Module], ...] = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten)
 WHOLE_FUNCTIONS: set[Any] = {F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.flatten}
 REDUCTIONS: set[Any] = {torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"}
@@ -71,6 +72,22 @@ def as_pair(value: Any) -> Pair:
     return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
+class _Proxy(fx.Proxy):
+    """Records ``x += y`` as what it is: fx itself would record ``x + y``, which leaves other names of x alone."""
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+
 class _Tracer(fx.Tracer):
     """Keeps, for every module on the way, the nodes of its outputs: containers can be asked for too.
 
@@ -81,6 +98,9 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.outputs: dict[str, fx.Node] = {}
         self.calls: Counter[str] = Counter()
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

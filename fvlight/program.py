@@ -27,7 +27,8 @@ Value = Any  # a tensor, or whatever else a traced node may hold
 # What is read must not be changed afterwards: in-place operations are replaced by their twins. Those that are
 # not listed here differ from their twins by the underscore at the end (see `out_of_place`).
 OUT_OF_PLACE: dict[Any, Any] = {
-    operator.iadd: operator.add, operator.imul: operator.mul, F.relu_: F.relu, torch.relu_: torch.relu,
+    operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub,
+    operator.itruediv: operator.truediv, F.relu_: F.relu, torch.relu_: torch.relu,
 }  # fmt: skip
 RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 
@@ -111,7 +112,7 @@ class Program:
 
     def _relu_and_pool_after(self, node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
         """A ReLU, and a max pooling after it, that may be computed together with this convolution."""
-        if not isinstance(self.graph.module_of(node), nn.Conv2d):
+        if not self._is_frozen_conv(node):
             return None, None
         relu = self._only_reader(node)
         if relu is None or not (isinstance(self.graph.module_of(relu), nn.ReLU) or relu.target in RELUS):
@@ -119,6 +120,13 @@ class Program:
         pool = self._only_reader(relu)
         is_pool = pool is not None and type(self.graph.module_of(pool)) is nn.MaxPool2d
         return relu, pool if is_pool and self.intervals else None
+
+    def _is_frozen_conv(self, node: fx.Node) -> bool:
+        """A convolution that `FrozenConv2d` can do: its padding, if there is any, is zeros of a given width."""
+        module = self.graph.module_of(node)
+        if not isinstance(module, nn.Conv2d) or node not in self.graph.dynamic:
+            return False
+        return bool(self.intervals) or (module.padding_mode == "zeros" and not isinstance(module.padding, str))
 
     def _crops(self, node: fx.Node) -> dict[fx.Node, Crop]:
         """The part of each input's window that this operation needs, where that is not all of it."""
@@ -134,8 +142,7 @@ class Program:
         self, node: fx.Node, relu: fx.Node | None, pool: fx.Node | None
     ) -> Callable[[dict[fx.Node, Value]], Value]:
         module = self.graph.module_of(node)
-        plain = isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        if isinstance(module, nn.Conv2d) and (plain or self.intervals):
+        if isinstance(module, nn.Conv2d) and self._is_frozen_conv(node):
             padding = (0, 0) if self.intervals else as_pair(module.padding)
             pooling = None if pool is None else self._frozen_copy(self.graph.module_of(pool))
             conv = FrozenConv2d(
