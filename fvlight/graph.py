@@ -266,21 +266,21 @@ def _conv_padding(padding: Any, kernel: Pair, dilation: Pair) -> Pair:
     return as_pair(padding)
 
 
-def _slice(node: fx.Node) -> Local:
-    """``x[:, a:b, c::s, d::t]``: every s-th (t-th) position, as a window of one tap."""
+def slices(node: fx.Node) -> list[slice]:
+    """The four slices of ``x[:, a:b, c::s, d::t]``: all images, some channels, every s-th (t-th) position."""
     index = node.args[1]
-    if (
-        not isinstance(index, tuple)
-        or len(index) != 4
-        or index[0] != slice(None)
-        or not all(isinstance(part, slice) for part in index)
-    ):
+    parts = [part for part in index if isinstance(part, slice)] if isinstance(index, tuple) else []
+    numbers = [number for part in parts[2:] for number in (part.start or 0, part.step or 1)]
+    known = len(parts) == 4 == len(index) and parts[0] == slice(None)  # type: ignore[arg-type]
+    if not known or not all(isinstance(number, int) and number >= 0 for number in numbers):
         raise Unsupported(f"operation {node.name!r} (getitem {index})")
-    starts = [part.start or 0 for part in index[2:]]
-    steps = [part.step or 1 for part in index[2:]]
-    if not all(isinstance(number, int) and number >= 0 for number in (*starts, *steps)):
-        raise Unsupported(f"operation {node.name!r} (getitem {index})")
-    return Local((1, 1), (steps[0], steps[1]), (-starts[0], -starts[1]), (1, 1))
+    return parts
+
+
+def _slice(node: fx.Node) -> Local:
+    """A slice of positions as a window of one tap."""
+    rows, columns = slices(node)[2:]
+    return Local((1, 1), (rows.step or 1, columns.step or 1), (-(rows.start or 0), -(columns.start or 0)), (1, 1))
 
 
 def pad_widths(node: fx.Node) -> list[int]:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fvlight.frozen import FrozenConv2d
-from fvlight.graph import PADS, Graph, Local, Pair, arguments, as_pair, pad_widths
+from fvlight.graph import PADS, Graph, Local, Pair, arguments, as_pair, pad_widths, slices
 
 Interval = tuple[Pair, Pair]  # (first, last) unit in height and in width, both counted
 Crop = tuple[slice, slice]
@@ -289,7 +289,7 @@ def _without_borders(node: fx.Node, module: nn.Module | None) -> Callable[[dict[
             return lambda values: values[source]
         pads, value = (0, 0, 0, 0, *channels), given.get("value")
         return lambda values: F.pad(values[source], pads, given.get("mode", "constant"), value)
-    _, part, rows, columns = node.args[1]  # type: ignore[misc]
+    _, part, rows, columns = slices(node)
     index = (slice(None), part, slice(None, None, rows.step), slice(None, None, columns.step))
     return lambda values: values[source][index]
 
