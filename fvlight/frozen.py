@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fvlight.graph import Pair, as_pair
+from fvlight.operations import Pair, as_pair
 
 FEW_CHANNELS = 4  # up to here 2 x 2 pixels times channels fill one 16-wide vector
 

@@ -1,116 +1,37 @@
-"""A network as a graph of operations: what stands between the input and a layer.
-
-Traced with ``torch.fx``. Each operation is put into one of a few kinds, according to how it treats space; the
-receptive field and the windowed readout are both computed from these kinds alone.
-"""
+"""A network as a graph of operations: what stands between the input and a layer."""
 
 from __future__ import annotations
 
 import operator
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from fvlight.network import Network
+from fvlight.operations import (
+    Axes,
+    Call,
+    Local,
+    Operation,
+    Pair,
+    Unsupported,
+    classify,
+    in_place_argument,
+    name_of,
+)
 
-Pair = tuple[int, int]
-
-POINTWISE_MODULES: tuple[type[nn.Module], ...] = (
-    nn.Identity, nn.Dropout, nn.Dropout2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU,
-    nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh,
-    nn.Softplus, nn.LocalResponseNorm, nn.PReLU,
-)  # fmt: skip
-POINTWISE_FUNCTIONS: set[Any] = {
-    F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.softplus,
-    F.dropout, F.local_response_norm, F.batch_norm, torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.square,
-    torch.abs, torch.sqrt, torch.exp, torch.log, operator.neg, operator.pow, torch.pow, torch.clamp,
-}  # fmt: skip
-POINTWISE_METHODS = {
-    "relu", "relu_", "sigmoid", "tanh", "square", "abs", "sqrt", "exp", "log", "clamp", "pow", "contiguous",
-}  # fmt: skip
-ELEMENTWISE_FUNCTIONS: set[Any] = {
-    operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, operator.isub, operator.truediv,
-    operator.itruediv,
-    torch.add, torch.mul, torch.sub, torch.div,
-}  # fmt: skip
-
+BATCH = 7919  # images in tracing: a prime, by which sizes that hold the batch are told from others
 IN_PLACE_OPERATORS: set[Any] = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
-WHOLE_MODULES: tuple[type[nn.Module], ...] = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten)
-WHOLE_FUNCTIONS: set[Any] = {F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.flatten}
-REDUCTIONS: set[Any] = {torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"}
-RESHAPES: set[Any] = {torch.reshape, "reshape", "view"}
-PADS: tuple[type[nn.Module], ...] = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
-
-
-@dataclass(frozen=True)
-class Local:
-    """A sliding window over space: convolution or pooling, (height, width) each."""
-
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-
-    @property
-    def extent(self) -> Pair:
-        """Pixels from the first to the last tap, both counted."""
-        return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))  # type: ignore[return-value]
-
-
-class Unsupported(Exception):
-    """The graph holds an operation whose window is not known; its text names the node."""
-
-
-def as_pair(value: Any) -> Pair:
-    """A module's size argument as (height, width)."""
-    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
-class _Proxy(fx.Proxy):
-    """Records ``x += y`` as what it is: fx itself would record ``x + y``, which leaves other names of x alone."""
-
-    def __iadd__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
-
-    def __isub__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
-
-    def __imul__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
-
-    def __itruediv__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
-
-
-class _Tracer(fx.Tracer):
-    """Keeps, for every module on the way, the nodes of its outputs: containers can be asked for too.
-
-    The first call of a module has the module's name, later ones have a number behind it, as in torchvision.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.outputs: dict[str, fx.Node] = {}
-        self.calls: Counter[str] = Counter()
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        output = super().call_module(m, forward, args, kwargs)
-        if isinstance(output, fx.Proxy):
-            path = self.path_of_module(m)
-            call, self.calls[path] = self.calls[path], self.calls[path] + 1
-            self.outputs.setdefault(f"{path}_{call}" if call else path, output.node)
-        return output
+VIEWS = {
+    "view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze", "getitem", "chunk",
+    "split", "unbind", "contiguous", "expand", "detach", "dropout", "stochastic_depth", "movedim", "to", "float",
+}  # fmt: skip
+VIEWING_MODULES: tuple[type[nn.Module], ...] = (
+    nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d,
+)  # fmt: skip
+SIZE_METHODS = {"size", "dim", "ndimension", "numel", "stride", "is_contiguous"}
 
 
 @dataclass(frozen=True)
@@ -118,40 +39,87 @@ class Graph:
     """The traced network: its nodes in order of execution, and the output node of each module's calls.
 
     Attributes:
+        shapes: of the tensors, for images of ``traced_size`` in a batch of `BATCH`; of several at once that of the
+            first. Where the network could not be followed they are missing.
+        tuples: the nodes that hold several tensors.
+        numbers: what nodes hold that are no tensors (sizes, number types), for the same images.
+        constants: tensors that were made in tracing.
         image_size: of the images that the network is made for, where it is known.
+        decided: the module's Python took decisions by sizes: images of another size may go another way.
         failure: why tracing ended before the network did; empty where all of it was traced.
     """
 
     module: nn.Module
     nodes: list[fx.Node]
     outputs: dict[str, fx.Node]
+    shapes: Mapping[fx.Node, tuple[int, ...]] = field(default_factory=dict)
+    tuples: frozenset[fx.Node] = frozenset()
+    numbers: Mapping[fx.Node, Any] = field(default_factory=dict)
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
     image_size: Pair | None = None
+    traced_size: Pair | None = None
+    decided: bool = False
     failure: str = ""
 
-    @property
+    @cached_property
     def input(self) -> fx.Node:
         return next(node for node in self.nodes if node.op == "placeholder")
 
     def module_of(self, node: fx.Node) -> nn.Module | None:
         return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Of a node's tensor; four zeros, as of a map, where it is not known."""
+        return self.shapes.get(node, (0, 0, 0, 0))
+
     @cached_property
     def dynamic(self) -> set[fx.Node]:
-        """The nodes that depend on the images; the others are made of weights alone."""
+        """The nodes that depend on what is in the images."""
         found = {self.input}
         for node in self.nodes:
-            if any(source in found for source in node.all_input_nodes):
+            if not self._is_number(node) and any(source in found for source in node.all_input_nodes):
                 found.add(node)
         return found
 
+    @cached_property
+    def sized(self) -> set[fx.Node]:
+        """The nodes that depend on the images' size or number alone, not on what is in them."""
+        found: set[fx.Node] = set()
+        for node in self.nodes:
+            if node not in self.dynamic and any(s in found or s in self.dynamic for s in node.all_input_nodes):
+                found.add(node)
+        return found
+
+    def _is_number(self, node: fx.Node) -> bool:
+        return node in self.numbers or (
+            node not in self.shapes and (node.target is getattr or node.target in SIZE_METHODS)
+        )
+
     def sources(self, node: fx.Node) -> list[fx.Node]:
-        """The inputs of an operation that depend on the images."""
+        """The inputs of an operation that depend on what is in the images."""
         return [source for source in node.all_input_nodes if source in self.dynamic]
+
+    def inputs(self, node: fx.Node, windowed: bool = False) -> list[fx.Node]:
+        """The inputs of an operation; ``windowed`` as in `ancestors`."""
+        sizes_follow = windowed and node in self.dynamic and self.takes_sizes(node)
+        return self.sources(node) if sizes_follow else node.all_input_nodes
+
+    def takes_sizes(self, node: fx.Node) -> bool:
+        """A reshape or a padding, whose sizes follow from its input's."""
+        return node is not self.input and (self.kind(node) == "reshape" or name_of(node) == "pad")
+
+    def call(self, node: fx.Node) -> Call:
+        """A node with what it is called on."""
+        return Call(self, node, self.axes)
+
+    def attribute(self, path: str) -> Any:
+        """A weight of the module, or a tensor that was made in tracing."""
+        return self.constants[path] if path in self.constants else operator.attrgetter(path)(self.module)
 
     def constant(self, node: fx.Node) -> Any:
         """The value of a node that is made of weights alone."""
         if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(self.module)
+            return self.attribute(str(node.target))
         args, kwargs = fx.map_arg((node.args, node.kwargs), self.constant)
         if node.op == "call_function":
             return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -159,57 +127,39 @@ class Graph:
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         raise Unsupported(f"operation {node.name!r} ({node.op}) on weights")
 
-    def kind(self, node: fx.Node) -> Local | str:
-        """`Local`, "pointwise" (one tensor), "elementwise" (several), "concatenate" or "whole" (all positions).
+    @cached_property
+    def _operations(self) -> dict[fx.Node, Operation | Unsupported]:
+        return classify(self)
+
+    def operation(self, node: fx.Node) -> Operation:
+        """What a node that depends on the images does with space.
 
         Raises:
-            Unsupported: the operation is none of these; the message names the node.
+            Unsupported: it is of no known kind; the message names the node.
         """
-        module = self.module_of(node)
-        if module is not None:
-            return _module_kind(module, node)
-        target, inputs = node.target, self.sources(node)
-        if node.op == "call_function" and target in (torch.cat, torch.concat) and _dim(node) in (1, -3):
-            return "concatenate"
-        if node.op == "call_function" and target in ELEMENTWISE_FUNCTIONS:
-            return "elementwise" if len(inputs) > 1 else "pointwise"
-        if node.op == "call_function" and target in POINTWISE_FUNCTIONS:
-            return "pointwise"
-        if node.op == "call_function" and target is operator.getitem and _is_channel_slice(node.args[1]):
-            return "pointwise"
-        if node.op == "call_function" and target is operator.getitem:
-            return _slice(node)
-        if node.op == "call_function" and target is F.pad:
-            return _padding(node)
-        if node.op == "call_function" and target in (F.conv2d, torch.conv2d):
-            return self._convolution(node)
-        if target in WHOLE_FUNCTIONS or (node.op == "call_method" and target == "flatten"):
-            return "whole"
-        if target in REDUCTIONS:
-            return _reduction(node)
-        if target in RESHAPES and _dimensions(node) < 4:
-            return "whole"
-        if node.op == "call_function" and target in (F.max_pool2d, F.avg_pool2d, torch.max_pool2d):
-            return _pool_function(node)
-        if node.op == "call_method" and target in POINTWISE_METHODS:
-            return "pointwise"
-        raise Unsupported(f"operation {node.name!r} ({node.op} {getattr(target, '__name__', target)})")
+        found = self._operations[node]
+        if isinstance(found, Unsupported):
+            raise found
+        return found
 
-    def _convolution(self, node: fx.Node) -> Local:
-        """A convolution as a function, with weights that may themselves be computed."""
-        given = arguments(node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"))
-        weight = given["weight"]
-        if not isinstance(weight, fx.Node) or weight in self.dynamic:
-            raise Unsupported(f"operation {node.name!r} with weights that depend on the images")
-        kernel, dilation = as_pair(self.constant(weight).shape[-2:]), as_pair(given.get("dilation", 1))
-        padding = _conv_padding(given.get("padding", 0), kernel, dilation)
-        return Local(kernel, as_pair(given.get("stride", 1)), padding, dilation)
+    def kind(self, node: fx.Node) -> Local | str:
+        """`Operation.kind`; raises `Unsupported` as `operation` does."""
+        return self.operation(node).kind
 
-    def ancestors(self, *targets: fx.Node) -> list[fx.Node]:
-        """The nodes that the targets depend on, themselves included, in order of execution."""
+    def axes(self, node: fx.Node) -> Axes:
+        """Where height and width stand in the value of a node; None where it is not known."""
+        found = Operation("pointwise") if node is self.input else self._operations[node]
+        return None if isinstance(found, Unsupported) else found.axes
+
+    def ancestors(self, *targets: fx.Node, windowed: bool = False) -> list[fx.Node]:
+        """The nodes that the targets depend on, themselves included, in order of execution.
+
+        Args:
+            windowed: leave out the sizes that reshapes and paddings take: a window has others.
+        """
         wanted, stack = set(targets), list(targets)
         while stack:
-            for node in stack.pop().all_input_nodes:
+            for node in self.inputs(stack.pop(), windowed):
                 if node not in wanted:
                     wanted.add(node)
                     stack.append(node)
@@ -223,13 +173,23 @@ class Graph:
                 operation changed it in place.
         """
         before, order = set(self.ancestors(*targets)), {node: i for i, node in enumerate(self.nodes)}
+        base = self._bases()
         for node in (node for node in self.nodes if node in before):
             if node.op == "placeholder" and node is not self.input:
                 raise Unsupported(f"input {str(node.target)!r} of the network beside the images")
-            for user in node.users:
-                again = any(order[later] > order[user] for later in node.users if later in before)
-                if again and self._changes(user, node):
-                    raise Unsupported(f"{user.name!r} changes {node.name!r} in place, which is read again")
+            for user in (user for user in node.users if self._changes(user, node)):
+                readers = (reader for reader in before & self.dynamic if order[reader] > order[user])
+                if any(base.get(source) is base[node] for reader in readers for source in self.sources(reader)):
+                    raise Unsupported(f"{user.name!r} changes {base[node].name!r} in place, which is read again")
+
+    def _bases(self) -> dict[fx.Node, fx.Node]:
+        """For every tensor the one whose memory it may share."""
+        base = {self.input: self.input}
+        for node in self.nodes:
+            if node in self.dynamic and node is not self.input:
+                view = name_of(node) in VIEWS or isinstance(self.module_of(node), VIEWING_MODULES)
+                base[node] = base[self.sources(node)[0]] if view else node
+        return base
 
     def _changes(self, user: fx.Node, node: fx.Node) -> bool:
         """Whether an operation works in place on the given input."""
@@ -241,161 +201,6 @@ class Graph:
         name = str(getattr(user.target, "__name__", user.target))
         if user.target in IN_PLACE_OPERATORS:
             return True
-        return bool(user.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
-
-
-def _dim(node: fx.Node) -> int:
-    return int(node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0))  # type: ignore[arg-type]
-
-
-def _is_channel_slice(index: Any) -> bool:
-    """``x[:, a:b]``: a part of the channels, all of space."""
-    return isinstance(index, tuple) and len(index) == 2 and all(isinstance(part, slice) for part in index)
-
-
-def arguments(node: fx.Node, names: Sequence[str]) -> dict[str, Any]:
-    """The arguments of a function by name, given its parameters in order."""
-    return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-
-
-def _conv_padding(padding: Any, kernel: Pair, dilation: Pair) -> Pair:
-    """What stands before the first pixel; "same" puts the smaller half there."""
-    if isinstance(padding, str):
-        same = [d * (k - 1) // 2 if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
-        return same[0], same[1]
-    return as_pair(padding)
-
-
-def slices(node: fx.Node) -> list[slice]:
-    """The four slices of ``x[:, a:b, c::s, d::t]``: all images, some channels, every s-th (t-th) position."""
-    index = node.args[1]
-    parts = [part for part in index if isinstance(part, slice)] if isinstance(index, tuple) else []
-    numbers = [number for part in parts[2:] for number in (part.start or 0, part.step or 1)]
-    known = len(parts) == 4 == len(index) and parts[0] == slice(None)  # type: ignore[arg-type]
-    if not known or not all(isinstance(number, int) and number >= 0 for number in numbers):
-        raise Unsupported(f"operation {node.name!r} (getitem {index})")
-    return parts
-
-
-def _slice(node: fx.Node) -> Local:
-    """A slice of positions as a window of one tap."""
-    rows, columns = slices(node)[2:]
-    return Local((1, 1), (rows.step or 1, columns.step or 1), (-(rows.start or 0), -(columns.start or 0)), (1, 1))
-
-
-def pad_widths(node: fx.Node) -> list[int]:
-    """The numbers of ``F.pad``: left, right, top, bottom, and then of the channels."""
-    pad = arguments(node, ("input", "pad"))["pad"]
-    if not isinstance(pad, list | tuple) or len(pad) not in (2, 4, 6) or not all(isinstance(n, int) for n in pad):
-        raise Unsupported(f"operation {node.name!r} (pad {pad})")
-    return list(pad)
-
-
-def _padding(node: fx.Node) -> Local:
-    """Far from the borders all sorts of padding are alike: they shift positions."""
-    widths = [*pad_widths(node), 0, 0]
-    return Local((1, 1), (1, 1), (widths[2], widths[0]), (1, 1))
-
-
-def _reduction(node: fx.Node) -> str:
-    """Over positions, or over channels alone with their axis kept."""
-    given = arguments(node, ("input", "dim", "keepdim"))
-    dims = given.get("dim")
-    dims = [dims] if isinstance(dims, int) else dims
-    if not dims or any(dim in (2, 3, -1, -2) for dim in dims):
-        return "whole"
-    if list(dims) in ([1], [-3]) and given.get("keepdim") is True:
-        return "pointwise"
-    raise Unsupported(f"operation {node.name!r} ({node.op} {getattr(node.target, '__name__', node.target)})")
-
-
-def _dimensions(node: fx.Node) -> int:
-    """How many axes a reshape leaves."""
-    shape = node.args[1:] if len(node.args) > 2 else node.args[1] if len(node.args) > 1 else ()
-    return len(shape) if isinstance(shape, tuple | list) else 4
-
-
-def _module_kind(module: nn.Module, node: fx.Node) -> Local | str:
-    if isinstance(module, nn.Conv2d):
-        kernel, dilation = as_pair(module.kernel_size), as_pair(module.dilation)
-        return Local(kernel, as_pair(module.stride), _conv_padding(module.padding, kernel, dilation), dilation)
-    if isinstance(module, WHOLE_MODULES):
-        return "whole"
-    if isinstance(module, PADS):
-        left, _, top, _ = module.padding  # type: ignore[misc]
-        return Local((1, 1), (1, 1), (int(top), int(left)), (1, 1))
-    if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-        dilation = as_pair(getattr(module, "dilation", 1))
-        return Local(as_pair(module.kernel_size), as_pair(module.stride), as_pair(module.padding), dilation)
-    if isinstance(module, POINTWISE_MODULES):
-        return "pointwise"
-    raise Unsupported(f"layer {node.target!r} ({type(module).__name__})")
-
-
-def _pool_function(node: fx.Node) -> Local:
-    names = ["kernel_size", "stride", "padding"] + (["dilation"] if node.target is not F.avg_pool2d else [])
-    given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
-    stride = given.get("stride")
-    kernel = as_pair(given["kernel_size"])
-    return Local(
-        kernel,
-        kernel if stride in (None, []) else as_pair(stride),
-        as_pair(given.get("padding", 0)),
-        as_pair(given.get("dilation", 1)),
-    )
-
-
-def trace(network: Network) -> Graph:
-    """Trace a network in evaluation mode (its own mode is put back).
-
-    Where ``torch.fx`` can't go on, what was traced until then is kept: the layers before can be read all the same.
-
-    Raises:
-        Unsupported: ``torch.fx`` cannot trace even the first layer; the message says why.
-    """
-    tracer, module, failure = _Tracer(), network.module, ""
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        tracer.trace(module)
-    except Exception as error:  # fx raises whatever the model's Python raises on a proxy
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        failure = f"torch.fx cannot trace {network.name!r}: {reason}"
-        if not tracer.outputs:
-            raise Unsupported(failure) from error
-    finally:
-        for m, mode in modes.items():
-            m.training = mode
-    return Graph(module, list(tracer.graph.nodes), tracer.outputs, network.image_size, failure)
-
-
-def preceding_layer(network: Network, layer: str) -> str:
-    """The name of the activation after the convolution before a layer: where [C] measures distances.
-
-    ``"pixels"`` where no convolution precedes it.
-
-    Raises:
-        Unsupported: branches meet on the way, or what follows the convolution has no name of its own.
-    """
-    graph = trace(network)
-    name = network.resolve(layer)
-    if name not in graph.outputs:
-        raise Unsupported(graph.failure or f"layer {layer!r} is not called")
-    after: list[fx.Node] = []  # from the layer back to the convolution
-    node = graph.outputs[name]
-    while True:
-        if len(node.all_input_nodes) != 1:
-            raise Unsupported(f"branches meet at {node.name!r}")
-        (node,) = node.all_input_nodes
-        if node.op == "placeholder":
-            return "pixels"
-        after.append(node)
-        if isinstance(graph.module_of(node), nn.Conv2d):
-            break
-    last = after.pop()
-    while after and not isinstance(graph.kind(after[-1]), Local):
-        last = after.pop()
-    names = [known for known, output in graph.outputs.items() if output is last and last.op == "call_module"]
-    if not names:
-        raise Unsupported(f"{last.name!r} has no name of its own")
-    return {path: alias for alias, path in network.aliases.items()}.get(names[0], names[0])
+        if user.kwargs.get("inplace") or in_place_argument(user) is not None:
+            return True
+        return name.endswith("_") and not name.endswith("__")

@@ -16,9 +16,11 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from fvlight.errors import FvlightError
-from fvlight.graph import Graph, Unsupported, trace
+from fvlight.graph import Graph
 from fvlight.network import Network
+from fvlight.operations import Unsupported
 from fvlight.receptive_field import ReceptiveField, fields, first_unsupported, node_of
+from fvlight.tracing import trace
 
 SIDES = (64, 128, 224, 299)  # pixels, tried in this order where a network does not say what images it takes
 UNKNOWN = "-"

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fvlight.frozen import FrozenConv2d
-from fvlight.graph import PADS, Graph, Local, Pair, arguments, as_pair, pad_widths, slices
+from fvlight.graph import BATCH, Graph
+from fvlight.operations import PADS, Local, Pair, arguments, as_pair, full_index, in_place_argument, name_of, pad_widths
 
 Interval = tuple[Pair, Pair]  # (first, last) unit in height and in width, both counted
-Crop = tuple[slice, slice]
+Crop = tuple[slice, ...]  # one for each axis
 Value = Any  # a tensor, or whatever else a traced node may hold
 
 # What is read must not be changed afterwards: in-place operations are replaced by their twins. Those that are
@@ -57,7 +58,7 @@ class Program:
         self, graph: Graph, targets: list[fx.Node], window: bool, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.graph, self.targets, self.device, self.dtype = graph, targets, device, dtype
-        self.nodes = graph.ancestors(*targets)
+        self.nodes = graph.ancestors(*targets, windowed=window)
         self.intervals = needed_intervals(graph, self.nodes, targets) if window else {}
         self.rows = self._unit_rows(targets[0]) if window else None
         self.steps: list[Step] = []
@@ -66,13 +67,13 @@ class Program:
         for node in self.nodes:
             if node.op == "placeholder" or node in absorbed:
                 continue
-            if node not in graph.dynamic:  # made of weights alone: computed once
+            if node not in graph.dynamic and node not in graph.sized:  # made of weights alone: computed once
                 self.constants[node] = self._operation(node, None, None)(self.constants)
                 continue
             relu, pool = self._relu_and_pool_after(node)
             absorbed.update(n for n in (relu, pool) if n is not None)
             run = self._operation(node, relu, pool)
-            self.steps.append(Step(pool or relu or node, node.all_input_nodes, run, self._crops(node)))
+            self.steps.append(Step(pool or relu or node, graph.inputs(node, window), run, self._crops(node)))
         if any(targets[0] in step.sources for step in self.steps):
             self.rows = None  # later steps need all of its units
         last_reader = {source: step for step in self.steps for source in step.sources}
@@ -90,7 +91,7 @@ class Program:
         with torch.autocast(self.device.type, enabled=False):
             for step in self.steps:
                 read = {
-                    source: values[source][(..., *step.crops[source])] if source in step.crops else values[source]
+                    source: _cropped(values[source], step.crops[source]) if source in step.crops else values[source]
                     for source in step.sources
                 }
                 if step.node is first and units is not None and self.rows is not None:
@@ -131,11 +132,14 @@ class Program:
     def _crops(self, node: fx.Node) -> dict[fx.Node, Crop]:
         """The part of each input's window that this operation needs, where that is not all of it."""
         crops: dict[fx.Node, Crop] = {}
-        for source in self.graph.sources(node) if self.intervals else ():
+        for source in self.graph.sources(node) if self.intervals and node in self.graph.dynamic else ():
             need, have = input_need(self.graph, node, self.intervals[node]), self.intervals[source]
-            if need != have:
-                rows, columns = (slice(n[0] - h[0], n[1] - h[0] + 1) for n, h in zip(need, have, strict=True))
-                crops[source] = (rows, columns)
+            axes = self.graph.axes(source)
+            if need != have and axes is not None:
+                parts = [slice(None)] * len(self.graph.shape(source))
+                for axis, n, h in zip(axes, need, have, strict=True):
+                    parts[axis] = slice(n[0] - h[0], n[1] - h[0] + 1)
+                crops[source] = tuple(parts)
         return crops
 
     def _operation(
@@ -155,15 +159,20 @@ class Program:
             )
             (source,) = node.all_input_nodes
             return lambda values: conv(values[source])
-        local = bool(self.intervals) and node in self.graph.dynamic and isinstance(self.graph.kind(node), Local)
-        if local and (node.target in (operator.getitem, F.pad) or isinstance(module, PADS)):
-            return _without_borders(node, module)
+        windowed = bool(self.intervals) and node in self.graph.dynamic
+        local = windowed and isinstance(self.graph.kind(node), Local)
+        if windowed and self.graph.kind(node) == "reshape":
+            return _reshaped(self.graph, node)
+        if local and (name_of(node) in ("getitem", "pad") or isinstance(module, PADS)):
+            return _without_borders(self.graph, node)
         if node.op == "get_attr":
             constant = self._constant(str(node.target))
             return lambda values: constant
         args, kwargs = node.args, dict(node.kwargs)
         if kwargs.get("inplace"):
             kwargs["inplace"] = False
+        if (place := in_place_argument(node)) is not None:
+            args = (*args[:place], False, *args[place + 1 :])
         call: Callable[..., Value]
         if module is not None:
             call = self._frozen_copy(module)
@@ -181,7 +190,7 @@ class Program:
         return run
 
     def _constant(self, path: str) -> Value:
-        value: Any = operator.attrgetter(path)(self.graph.module)
+        value: Any = self.graph.attribute(path)
         if not isinstance(value, Tensor):
             return value
         dtype = self.dtype if value.is_floating_point() else value.dtype
@@ -277,29 +286,48 @@ def _method(name: str) -> Callable[..., Value]:
     return call
 
 
-def _without_borders(node: fx.Node, module: nn.Module | None) -> Callable[[dict[fx.Node, Value]], Value]:
+def _cropped(value: Value, crop: Crop) -> Value:
+    """A tensor, or each of several, cut to its part."""
+    return type(value)(part[crop] for part in value) if isinstance(value, tuple | list) else value[crop]
+
+
+def _without_borders(graph: Graph, node: fx.Node) -> Callable[[dict[fx.Node, Value]], Value]:
     """Padding or a slice, on a window that begins with the first wanted position."""
-    (source,) = node.all_input_nodes
-    if module is not None:
-        return lambda values: values[source]
-    if node.target is F.pad:
-        channels = pad_widths(node)[4:]
-        given = arguments(node, ("input", "pad", "mode", "value"))
-        if not channels:
-            return lambda values: values[source]
-        pads, value = (0, 0, 0, 0, *channels), given.get("value")
-        return lambda values: F.pad(values[source], pads, given.get("mode", "constant"), value)
-    _, part, rows, columns = slices(node)
-    index = (slice(None), part, slice(None, None, rows.step), slice(None, None, columns.step))
-    return lambda values: values[source][index]
+    (source,), axes = graph.sources(node), graph.axes(graph.sources(node)[0])
+    assert axes is not None
+    if name_of(node) == "getitem":
+        index, place = full_index(graph.call(node)), -1
+        for i, part in enumerate(index):
+            place += part is not None
+            if part is not None and place in axes:
+                index[i] = slice(None, None, part.step)
+        return lambda values: values[source][tuple(index)]
+    if name_of(node) == "pad":
+        widths = pad_widths(graph.call(node))
+        pads = [0 if axis in axes else n for axis, pair in reversed(list(enumerate(widths))) for n in pair]
+        given = arguments(node)
+        if any(pads):
+            return lambda values: F.pad(values[source], pads, given.get("mode", "constant"), given.get("value"))
+    return lambda values: values[source]
+
+
+def _reshaped(graph: Graph, node: fx.Node) -> Callable[[dict[fx.Node, Value]], Value]:
+    """The other axes as they were in tracing, height and width those of the window."""
+    (source,) = graph.sources(node)
+    old, new = graph.shape(source), graph.shape(node)
+    places = dict(zip(graph.axes(node) or (), graph.axes(source) or (), strict=True))
+
+    def run(values: dict[fx.Node, Value]) -> Value:
+        value = values[source]
+        images = value.shape[0] * BATCH // old[0]
+        sizes = [value.shape[places[i]] if i in places else n for i, n in enumerate(new)]
+        return value.reshape([n if i in places or n % BATCH else n // BATCH * images for i, n in enumerate(sizes)])
+
+    return run
 
 
 def _unpadded(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a functional convolution or pooling without its padding."""
-    if node.target in (F.conv2d, torch.conv2d):
-        given = arguments(node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"))
-        return (), {key: value for key, value in given.items() if key != "padding"}
-    names = ["input", "kernel_size", "stride", "padding"]
-    given = arguments(node, names + (["dilation"] if node.target is not F.avg_pool2d else []))
+    given = arguments(node)
     kept = {key: value for key, value in given.items() if key not in ("padding", "ceil_mode", "input")}
-    return (node.all_input_nodes[0],), kept
+    return (given["input"],), kept

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fvlight.errors import FvlightError
-from fvlight.graph import Graph, Pair, Unsupported, trace
+from fvlight.graph import Graph
 from fvlight.network import Network, split_call
+from fvlight.operations import Pair, Unsupported
 from fvlight.program import Program
 from fvlight.receptive_field import (
     ReceptiveField,
@@ -27,6 +28,7 @@ from fvlight.receptive_field import (
     require_weights,
     without_weights,
 )
+from fvlight.tracing import trace
 
 
 class Readout:

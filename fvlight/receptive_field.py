@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from fvlight.errors import FvlightError
-from fvlight.graph import Graph, Local, Pair, Unsupported, trace
+from fvlight.graph import Graph
 from fvlight.network import Network
+from fvlight.operations import Local, Pair, Unsupported
+from fvlight.tracing import trace
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def without_weights(network: Network, layer: str, missing: str) -> FvlightError:
 def fields(graph: Graph) -> dict[fx.Node, ReceptiveField]:
     """The receptive field of every node up to the first whose window is not known (and what depends on it)."""
     known = {graph.input: ReceptiveField((1, 1), (1, 1), (0, 0))}
-    for node in graph.nodes:
+    for node in (node for node in graph.nodes if node in graph.dynamic):
         sources = graph.sources(node)
         branches = [known[source] for source in sources if source in known]
         whole = [branch for branch in branches if branch.whole_image]
@@ -122,11 +124,13 @@ def _name(graph: Graph, node: fx.Node) -> str:
 
 def first_unsupported(graph: Graph, target: fx.Node) -> str:
     """What keeps the window of a node from being known: the first operation on the way that is not understood."""
+    if target not in graph.dynamic:
+        return f"{target.name!r} does not depend on the images"
     for node in graph.ancestors(target):
         if node.op == "placeholder" or node not in graph.dynamic:
             continue
         try:
-            if graph.kind(node) == "whole":
+            if graph.kind(node) == "whole" and graph.image_size is None:
                 return (
                     f"{_name(graph, node)} looks at all positions and the size of the image is not known: "
                     "give Network(..., image_size=(height, width))"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -12,16 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fvlight import Network
-from fvlight.graph import (
-    ELEMENTWISE_FUNCTIONS,
-    POINTWISE_METHODS,
-    POINTWISE_MODULES,
-    Graph,
-    Local,
-    Unsupported,
-    preceding_layer,
-    trace,
-)
+from fvlight.graph import Graph
+from fvlight.operations import CHANNEL_MODULES, POINTWISE, POINTWISE_MODULES, Local, Unsupported
+from fvlight.tracing import preceding_layer, trace
 from fvlight.zoo import load_network
 from fvlight.zoo.vgg import vgg19
 from tests.helpers import snapshot, torchvision_network
@@ -51,54 +44,111 @@ def last_kind(function: Callable[..., Any]) -> Local | str:
 # --- kinds ----------------------------------------------------------------------------------------------
 
 
-def _method(x: Tensor, name: str) -> Tensor:
-    """``x.name()``, with the argument that some methods want."""
-    wanted: dict[str, tuple[float, ...]] = {"clamp": (0.1,), "pow": (2,)}
-    return getattr(x, name)(*wanted.get(name, ()))
+# What the names that are called pointwise want beside their tensor (two tensors: see below).
+EXTRA: dict[str, tuple[Any, ...]] = {
+    "clamp": (0.1,), "clip": (0.1,), "clamp_min": (0.1,), "clamp_max": (0.5,), "pow": (2,), "_threshold": (0.3, 0.0),
+    "type": (torch.float64,), "to": (torch.float64,), "dropout": (0.5, False), "alpha_dropout": (0.5, False),
+}  # fmt: skip
+BINARY = {
+    "add", "sub", "mul", "div", "maximum", "minimum", "fmax", "pow", "iadd", "isub", "imul", "truediv", "itruediv",
+}  # fmt: skip
+NO_GRADIENT = {"gt", "ge", "lt", "le", "eq", "ne", "half", "bfloat16", "float", "detach", "sign", "round", "type_as"}
+OTHERS = {"addcmul", "addcdiv", "where", "lerp", "stochastic_depth"}  # of three tensors; of torchvision
+UNARY = sorted(POINTWISE - BINARY - NO_GRADIENT - OTHERS)
 
 
-POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
-    **{name: partial(_method, name=name) for name in sorted(POINTWISE_METHODS)},
-    "relu": F.relu, "relu_": F.relu_, "elu": F.elu, "gelu": F.gelu, "torch.relu": torch.relu,
-    "torch.abs": torch.abs,
-    "-x": lambda x: -x, "x ** 2": lambda x: x**2, "x + 1": lambda x: x + 1, "2 * x": lambda x: 2 * x,
+def function_named(name: str) -> Callable[..., Any]:
+    """The function of torch or operator, or the method, that has a name."""
+    homes = [home for home in (operator, F, torch, torch._C._nn) if callable(getattr(home, name, None))]
+    return getattr(homes[0], name) if homes else lambda x, *rest: getattr(x, name)(*rest)
+
+
+POINTWISE_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{name: lambda x, name=name: function_named(name)(x, *EXTRA.get(name, ())) for name in UNARY},
+    **{f".{name}": lambda x, name=name: getattr(x, name)() for name in ("relu", "sigmoid", "abs", "exp", "neg")},
+    "relu_": F.relu_, "-x": lambda x: -x, "x ** 2": lambda x: x**2, "x + 1": lambda x: x + 1, "2 * x": lambda x: 2 * x,
     "1 - x": lambda x: 1 - x, "x / 2": lambda x: x / 2, "x * x": lambda x: x * x,
-    "channels": lambda x: x[:, 1:2],
+    "channels": lambda x: x[:, 1:2], "all": lambda x: x[...], "one image axis more": lambda x: x[:, :, None],
     "lrn": lambda x: F.local_response_norm(x, 3), "leaky": lambda x: F.leaky_relu(x, 0.1),
+    "softmax of channels": lambda x: torch.softmax(x, 1), "normalize": F.normalize,
+    "average of channels": lambda x: x.mean(1, keepdim=True), "max of channels": lambda x: x.amax(1),
+    "one channel": lambda x: x[:, 0], "channels last": lambda x: x.permute(0, 2, 3, 1),
+    "transposed": lambda x: x.transpose(1, 3), "moved": lambda x: x.movedim(1, -1), "split": lambda x: x.split(2, 1)[1],
+    "chunk": lambda x: x.chunk(2, dim=1)[0], "unbound": lambda x: x.unbind(1)[2],
+    "LayerNorm over channels": lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (3,)),
+    "linear over channels": lambda x: F.linear(x.permute(0, 2, 3, 1), torch.ones(2, 3).to(x.dtype)),
+    "product over channels": lambda x: x.permute(0, 2, 3, 1) @ torch.ones(3, 2).to(x.dtype),
 }  # fmt: skip
 
 
-def shift_dependence(function: Callable[[Tensor], Tensor]) -> set[tuple[int, int]]:
+def shift_dependence(function: Callable[[Tensor], Tensor], axes: Any = (2, 3)) -> set[tuple[int, int]]:
     """Where, relative to an output position, the inputs lie that it depends on: by autograd."""
     x = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.2
     x.requires_grad_()
-    (gradient,) = torch.autograd.grad(function(x * 1.0)[:, :, 2, 2].sum(), x)
+    value = function(x * 1.0)
+    value = value.movedim(axes, (-2, -1))
+    (gradient,) = torch.autograd.grad((value[..., 2, 2] ** 3).sum(), x)
     return {(int(row) - 2, int(column) - 2) for _, _, row, column in gradient.nonzero()}
 
 
-@pytest.mark.parametrize("name", POINTWISE)
+@pytest.mark.parametrize("name", POINTWISE_FUNCTIONS)
 def test_pointwise_operations_are_known_and_are_pointwise(name: str) -> None:
     """The graph's word for it, and the arithmetic's: an output depends on its own position alone."""
-    assert last_kind(POINTWISE[name]) == "pointwise"
-    assert shift_dependence(POINTWISE[name]) == {(0, 0)}
+    graph = graph_of(POINTWISE_FUNCTIONS[name])
+    node = graph.nodes[-2]
+    assert graph.kind(node) in ("pointwise", "reshape")
+    assert shift_dependence(POINTWISE_FUNCTIONS[name], graph.axes(node)) == {(0, 0)}
 
 
-@pytest.mark.parametrize("kind", POINTWISE_MODULES)
+@pytest.mark.parametrize("kind", POINTWISE_MODULES + CHANNEL_MODULES)
 def test_pointwise_modules_are_pointwise(kind: type[nn.Module]) -> None:
-    needs: dict[type[nn.Module], int] = {nn.BatchNorm2d: 3, nn.LocalResponseNorm: 3}
-    module = (kind(needs[kind]) if kind in needs else kind()).double().eval()
+    needs: dict[type[nn.Module], tuple[float, ...]] = {
+        nn.BatchNorm2d: (3,), nn.LocalResponseNorm: (3,), nn.Threshold: (0.3, 0.0), nn.Softshrink: (0.1,),
+        nn.Hardshrink: (0.1,),
+    }  # fmt: skip
+    module = kind(*needs.get(kind, ())).double().eval()
     graph = trace(Network(nn.Sequential(module)))
     assert graph.kind(graph.nodes[-2]) == "pointwise"
     assert shift_dependence(module) == {(0, 0)}
 
 
-@pytest.mark.parametrize("function", ELEMENTWISE_FUNCTIONS)
-def test_elementwise_operations_take_two_tensors_position_by_position(function: Any) -> None:
+@pytest.mark.parametrize("name", sorted(BINARY))
+def test_elementwise_operations_take_two_tensors_position_by_position(name: str) -> None:
     def both(x: Tensor) -> Tensor:
-        return function(torch.abs(x), torch.sigmoid(x))
+        return function_named(name)(torch.abs(x), torch.sigmoid(x))
 
     assert last_kind(both) == "elementwise"
     assert shift_dependence(both) == {(0, 0)}
+
+
+def test_three_tensors_position_by_position() -> None:
+    def three(x: Tensor) -> Tensor:
+        return torch.where(x > 0.5, torch.lerp(x, torch.sigmoid(x), 0.3), torch.addcmul(x, x, x))
+
+    assert last_kind(three) == "elementwise"
+    assert shift_dependence(three) == {(0, 0)}
+
+
+RESHAPES: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, int]]] = {
+    "groups": (lambda x: x.view(x.shape[0], 1, 3, *x.shape[2:]), (3, 4)),
+    "groups, shuffled": (
+        lambda x: x.repeat(1, 2, 1, 1).reshape(-1, 2, 3, *x.shape[-2:]).transpose(1, 2).flatten(1, 2), (2, 3),
+    ),
+    "in the batch": (lambda x: x.reshape(-1, 1, x.size(2), x.size(3)), (2, 3)),
+    "unsqueezed": (lambda x: x.unsqueeze(1), (3, 4)), "flattened": (lambda x: x[:, :, None].flatten(1, 2), (2, 3)),
+    "squeezed": (lambda x: x[:, :1].squeeze(1), (1, 2)), "stacked": (lambda x: torch.stack([x, 2 * x], 1), (3, 4)),
+    "unflattened": (lambda x: x.unflatten(1, (3, 1)), (3, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESHAPES)
+def test_height_and_width_are_followed_through_reshapes(name: str) -> None:
+    function, axes = RESHAPES[name]
+    graph = graph_of(function)
+    if name != "groups, shuffled":  # `repeat` of a tensor is not known
+        assert graph.kind(graph.nodes[-2]) in ("reshape", "concatenate")
+        assert graph.axes(graph.nodes[-2]) == axes
+    assert shift_dependence(function, axes) == {(0, 0)}
 
 
 @pytest.mark.parametrize("cat", [torch.cat, torch.concat])
@@ -120,6 +170,13 @@ LOCALS: dict[str, tuple[Callable[[Tensor], Tensor] | nn.Module, Local]] = {
         Local((2, 3), (1, 2), (1, 0), (1, 1)),
     ),
     "torch.max": (lambda x: torch.max_pool2d(x, [2, 2]), Local((2, 2), (2, 2), (0, 0), (1, 1))),
+    "slice of the last axes": (lambda x: x[..., 2:, :], Local((1, 1), (1, 1), (-2, 0), (1, 1))),
+    "borders off": (lambda x: x[:, :, 1:-1, 1:-1], Local((1, 1), (1, 1), (-1, -1), (1, 1))),
+    "pixels unshuffled": (nn.PixelUnshuffle(4), Local((4, 4), (4, 4), (0, 0), (1, 1))),
+    "pad, as a network pads to full steps": (
+        lambda x: F.pad(x, (0, -x.shape[3] % 3, (h := -x.shape[2] % 3) // 2, h - h // 2)),
+        Local((1, 1), (1, 1), (0, 0), (1, 1)),
+    ),
     "slice": (lambda x: x[:, :, ::2, 1::3], Local((1, 1), (2, 3), (0, -1), (1, 1))),
     "pad": (lambda x: F.pad(x, (1, 2, 3, 4)), Local((1, 1), (1, 1), (3, 1), (1, 1))),
     "pad, with channels": (lambda x: F.pad(x, (0, 0, 0, 0, 1, 1)), Local((1, 1), (1, 1), (0, 0), (1, 1))),
@@ -150,16 +207,19 @@ def test_the_extent_counts_both_ends(kernel: int, dilation: int) -> None:
     ("function", "named"),
     [
         (lambda x: x.mean(0), "mean"),
-        (lambda x: x.mean(1), "mean"),  # channels, without their axis
+        (lambda x: x[1:], "getitem"),
+        (lambda x: x.repeat(1, 2, 1, 1), "repeat"),
+        (lambda x: x[:, :, : x.shape[2] // 2], "depends on the image's size"),
+        (lambda x: x / x.shape[2], "depends on the image's size"),
+        (lambda x: x / x.numel(), "depends on the image's size"),
         (lambda x: x[:, :, -3:], "getitem"),
         (lambda x: x[:, :, ::2, -3:], "getitem"),
         (lambda x: torch.cat([x, x], 0), "cat"),
         (lambda x: torch.cat([x, x], dim=2), "cat"),
-        (lambda x: x[..., 1:], "getitem"),
-        (lambda x: x[:, 0], "getitem"),
-        (lambda x: F.interpolate(x, scale_factor=2), "interpolate"),
-        (lambda x: torch.roll(x, 1, 2), "roll"),
-        (lambda x: torch.softmax(x, 2), "softmax"),
+        (lambda x: F.interpolate(x, scale_factor=2), "interpolate.*it upsamples"),
+        (lambda x: F.max_pool2d(x.permute(0, 2, 3, 1), 3), "not the last axes"),
+        (lambda x: x + x.transpose(1, 2), "different axes"),
+        (lambda x: x.split(2, 2), "positions are parted"),
     ],
 )
 def test_what_is_none_of_these_is_named(function: Callable[[Tensor], Tensor], named: str) -> None:
@@ -172,6 +232,10 @@ WHOLE: dict[str, Callable[[Tensor], Tensor]] = {
     "kept": lambda x: x.amax((-1, -2), keepdim=True), "flatten": lambda x: torch.flatten(x, 1),
     "method": lambda x: x.flatten(2), "reshape": lambda x: x.reshape(2, 3, 25),
     "view": lambda x: x.view(2, -1), "adaptive": lambda x: F.adaptive_avg_pool2d(x, 1),
+    "softmax over rows": lambda x: torch.softmax(x, 2), "roll": lambda x: torch.roll(x, 1, 2),
+    "one row": lambda x: x[:, :, 2], "tokens": lambda x: x.flatten(2).transpose(1, 2),
+    "LayerNorm over space": lambda x: F.layer_norm(x, x.shape[1:]), "GroupNorm": lambda x: F.group_norm(x, 3),
+    "attention": lambda x: F.scaled_dot_product_attention(x, x, x),
 }  # fmt: skip
 
 
@@ -186,12 +250,9 @@ def test_modules_that_look_at_all_positions(kind: nn.Module) -> None:
     assert graph.kind(graph.nodes[-2]) == "whole"
 
 
-def test_an_average_over_channels_is_pointwise() -> None:
-    def average(x: Tensor) -> Tensor:
-        return x.mean(1, keepdim=True)
-
-    assert last_kind(average) == "pointwise"
-    assert shift_dependence(average) == {(0, 0)}
+def test_sizes_that_are_no_heights_or_widths_do_no_harm() -> None:
+    assert last_kind(lambda x: x / x.shape[1] + x.size(1)) == "pointwise"
+    assert last_kind(lambda x: x.to(x.dtype) * x.dim()) == "pointwise"
 
 
 # --- tracing --------------------------------------------------------------------------------------------
@@ -261,6 +322,9 @@ def check_last(function: Callable[[Tensor], Any]) -> None:
         lambda x: (y := torch.neg(x)).relu_() + y,
         lambda x: F.relu((y := torch.neg(x)), inplace=True) + y,
         lambda x: F.relu_(y := torch.neg(x)) + y,
+        lambda x: F.relu(y := torch.neg(x), True) + y,
+        lambda x: (y := torch.neg(x)).flatten(1).relu_().sum() + y,  # changed by another name
+        lambda x: (v := (y := torch.neg(x)).view(-1)).sum() + y.relu_().sum() + v,
         lambda x: [y := torch.neg(x), y.clamp_(0), torch.abs(y)][2],  # as a statement, its value unused
     ],
 )

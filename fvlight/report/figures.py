@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from .mosaic import ACCENT, DPI, HIGHLIGHT, INK, MUTED, PLACEHOLDER, Cell, Pixels, Sheet, figure_png, plain
+from .mosaic import ACCENT, DPI, HIGHLIGHT, INK, MUTED, PLACEHOLDER, Cell, Pixels, Sheet, figure_png, has_tiles, plain
 from .run_data import (
     ABSENT,
     RunData,
@@ -59,19 +59,19 @@ def write_figures(run_dir: Path, run: RunData) -> list[FigureFile]:
         if display is None:
             return written
         count = min(len(run.units), display.shape[0])
-        _, _, n, _, height, width = display.shape
+        _, _, n, channels, height, width = display.shape
         shown = min(n, MAX_COLUMNS)
         blocks = [(run.units[i], display.unit(i)) for i in range(min(count, MAX_OVERVIEW_UNITS))]
         if blocks:
-            cell = overview_cell(len(blocks), shown, height, width)
+            cell = overview_cell(len(blocks), shown, height, width, channels)
             path = folder / "images.png"
             write_atomically(path, overview_sheet(blocks, cell, shown).png())
             written.append(FigureFile(path, "images", columns=shown, reduced=cell.down))
         for i in range(min(count, MAX_UNIT_FIGURES)):
             unit = run.units[i]
-            cell = Cell.fit(height, width, target=120, limit=COLUMN_BUDGET // shown)
+            cell = Cell.fit(height, width, 120, COLUMN_BUDGET // shown, channels)
             path = folder / f"unit_{re.sub(r'[^A-Za-z0-9_-]', '_', unit.unit)}.png"
-            title = f"{run.summary.get('network')}, {run.summary.get('layer')}, unit {unit.unit}"
+            title = f"{run.summary.get('network')}, {run.summary.get('layer')}, unit {unit.unit}{tiles_note(channels)}"
             write_atomically(path, unit_sheet(unit, display.unit(i), cell, shown, title).png())
             written.append(FigureFile(path, "unit", unit.unit, shown, cell.down))
     return written
@@ -219,12 +219,17 @@ def _dot(label: str, size: float, fill: str, edge: str) -> Line2D:
     return dot
 
 
-def overview_cell(units: int, columns: int, height: int, width: int) -> Cell:
+def overview_cell(units: int, columns: int, height: int, width: int, channels: int) -> Cell:
     """Large cells for up to three units; smaller ones beyond, so that two units stand side by side."""
     budget = COLUMN_BUDGET // columns
     if units <= 3:
-        return Cell.fit(height, width, target=120, limit=budget)
-    return Cell.fit(height, width, target=88, limit=min(budget, 160))
+        return Cell.fit(height, width, 120, budget, channels)
+    return Cell.fit(height, width, 88, min(budget, 160), channels)
+
+
+def tiles_note(channels: int) -> str:
+    """How to read images that are neither grey nor RGB, to stand behind the name of a unit."""
+    return f"; {channels} channels, a grey tile each" if has_tiles(channels) else ""
 
 
 def overview_sheet(blocks: Sequence[tuple[UnitResult, Pixels]], cell: Cell, columns: int) -> Sheet:
@@ -239,7 +244,7 @@ def overview_sheet(blocks: Sequence[tuple[UnitResult, Pixels]], cell: Cell, colu
         x = MARGIN + (index % across) * (block_width + 28)
         y = MARGIN // 2 + (index // across) * block_height
         sheet.fill(x, y + header - 7, block_width - GAP, 1, (200, 200, 200))
-        sheet.text(x, y + 14, f"unit {unit.unit}", size=10, bold=True)
+        sheet.text(x, y + 14, f"unit {unit.unit}{tiles_note(images.shape[2])}", size=10, bold=True)
         for row, (name, position) in enumerate(
             (("λ = 0", unit.lowest), ("chosen", unit.chosen), ("largest", unit.largest))
         ):

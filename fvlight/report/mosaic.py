@@ -21,33 +21,65 @@ MUTED = "#5c5c5c"
 ACCENT = "#b3401f"
 HIGHLIGHT = (251, 236, 226)
 PLACEHOLDER = (236, 236, 236)
+TILE_GAP = 2  # pixels between the channels of an image that has no colour
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """How an H x W image becomes `height` x `width`: reduced by `down` (mean), then repeated `up` times."""
+    """How a (C, H, W) image becomes `height` x `width`: reduced by `down` (mean), then repeated `up` times.
+
+    Images of other than 1 or 3 channels have no colour. Each of their channels is a grey tile, `across` of them in a
+    row, read like the words of a page: none is left out, and none hides in a mean of all.
+    """
 
     height: int
     width: int
     up: int
     down: int
+    across: int = 1
 
     @classmethod
-    def fit(cls, height: int, width: int, target: int, limit: int) -> "Cell":
-        """Enlarge small images to about `target` pixels; reduce images whose longer side exceeds `limit`."""
+    def fit(cls, height: int, width: int, target: int, limit: int, channels: int = 3) -> "Cell":
+        """Enlarge small images to about `target` pixels; reduce images whose longer side exceeds `limit`.
+
+        Images in tiles may become twice as large.
+        """
+        tiles, target = (channels, 2 * target) if has_tiles(channels) else (1, target)
+        across = math.ceil(math.sqrt(tiles))
+        rows = math.ceil(tiles / across)
+        target, limit = (max(1, (size - TILE_GAP * (across - 1)) // across) for size in (target, limit))
         side = max(height, width)
         down = math.ceil(side / limit)
         up = max(1, min(target, limit) // side)
-        return cls(math.ceil(height / down) * up, math.ceil(width / down) * up, up, down)
+        height, width = math.ceil(height / down) * up, math.ceil(width / down) * up
+        return cls(rows * (height + TILE_GAP) - TILE_GAP, across * (width + TILE_GAP) - TILE_GAP, up, down, across)
 
     def render(self, image: Pixels) -> Pixels:
-        """uint8 (C, H, W) with C = 1 or 3 to uint8 (height, width, 3)."""
+        """uint8 (C, H, W) to uint8 (height, width, 3)."""
+        if not has_tiles(len(image)):
+            return self._scaled(image)
+        sheet = np.full((self.height, self.width, 3), 255, dtype=np.uint8)
+        for index, channel in enumerate(image):
+            tile = self._scaled(channel[None])
+            height, width, _ = tile.shape
+            row, column = divmod(index, self.across)
+            y, x = row * (height + TILE_GAP), column * (width + TILE_GAP)
+            sheet[y : y + height, x : x + width] = tile
+        return sheet
+
+    def _scaled(self, image: Pixels) -> Pixels:
+        """uint8 (1 or 3, H, W) to uint8 (h, w, 3)."""
         picture = image.transpose(1, 2, 0)
         if self.down > 1:
             picture = _block_mean(picture, self.down)
         picture = np.repeat(np.repeat(picture, self.up, axis=0), self.up, axis=1)
         return np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
+
+
+def has_tiles(channels: int) -> bool:
+    """Whether an image is neither grey nor RGB, so that each channel is shown by itself."""
+    return channels not in (1, 3)
 
 
 def _block_mean(picture: Pixels, factor: int) -> Pixels:

@@ -161,8 +161,8 @@ class DisplayImages:
             raise ValueError("images.safetensors holds no tensor named 'display'")
         self._slice = handle.get_slice("display")
         self.shape: tuple[int, ...] = tuple(self._slice.get_shape())
-        if len(self.shape) != 6 or self.shape[3] not in (1, 3) or 0 in self.shape:
-            raise ValueError(f"'display' must be (units, lambdas, n, 1 or 3, H, W) not empty; is {self.shape}")
+        if len(self.shape) != 6 or 0 in self.shape:
+            raise ValueError(f"'display' must be (units, lambdas, n, C, H, W) not empty; is {self.shape}")
 
     def unit(self, index: int) -> NDArray[np.uint8]:
         """Images of one unit, uint8 (lambdas, n, C, H, W)."""

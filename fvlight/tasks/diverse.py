@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from fvlight.analysis.diverse import DiverseResult
 from fvlight.errors import FvlightError
-from fvlight.graph import Unsupported, preceding_layer
 from fvlight.network import Network
 from fvlight.objectives import Convention, convention_named, diverse_score, min_pair_distance
+from fvlight.operations import Unsupported
 from fvlight.parameterizations import NormSphere
 from fvlight.readout import Readout
 from fvlight.solvers import Adam, Evaluation, Patience, Status
 from fvlight.tasks.base import ProblemTask
+from fvlight.tracing import preceding_layer
 
 LAMBDAS = (0.0, *(0.02 * 2**k for k in range(11)))  # [C]: 0.02 ... 20.48, and 0 to compare with
 PIXELS = "pixels"

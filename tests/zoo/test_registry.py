@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fvlight.conf
 from fvlight import FvlightError, Network, Readout, ReceptiveField, receptive_field
-from fvlight.graph import preceding_layer
+from fvlight.tracing import preceding_layer
 from fvlight.zoo import list_networks, load_network
 from fvlight.zoo.registry import BUILDERS, register
 from tests.helpers import full_map, interior_unit, randomised, snapshot, supports, windows
