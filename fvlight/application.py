@@ -22,7 +22,7 @@ from fvlight.paper_figures import draw_averages, draw_phases
 from fvlight.priors import TotalVariation
 from fvlight.report import write_report
 from fvlight.results import write_images, write_metrics, write_summary
-from fvlight.settings import number, numbers, parse_units, resolve_norm
+from fvlight.settings import number, numbers, parse_position, parse_units, resolve_norm
 from fvlight.solvers import Adam, Patience
 from fvlight.tasks import DiverseTask
 from fvlight.tasks.base import PRECISIONS
@@ -90,7 +90,8 @@ def build_task(config: Mapping[str, Any], network: Network) -> tuple[DiverseTask
     if not isinstance(preconditioned, bool):
         raise FvlightError(f"parameterization.preconditioned={preconditioned}: there are true and false")
     try:
-        reader = UnitReadout(network, layer, config["distance_layer"], image_size)
+        position = parse_position(config.get("position"))
+        reader = UnitReadout(network, layer, config["distance_layer"], image_size, position)
     except RuntimeError as error:
         if image_size is None:
             raise

@@ -177,7 +177,7 @@ class Graph:
         for node in (node for node in self.nodes if node in before):
             if node.op == "placeholder" and node is not self.input:
                 raise Unsupported(f"input {str(node.target)!r} of the network beside the images")
-            for user in (user for user in node.users if self._changes(user, node)):
+            for user in (user for user in node.users if node in base and self._changes(user, node)):
                 readers = (reader for reader in before & self.dynamic if order[reader] > order[user])
                 if any(base.get(source) is base[node] for reader in readers for source in self.sources(reader)):
                     raise Unsupported(f"{user.name!r} changes {base[node].name!r} in place, which is read again")
@@ -196,6 +196,8 @@ class Graph:
         if not user.args or user.args[0] is not node:
             return False
         module = self.module_of(user)
+        if isinstance(module, VIEWING_MODULES) or name_of(user) in VIEWS:
+            return False  # dropout that is switched off
         if module is not None:
             return bool(getattr(module, "inplace", False))
         name = str(getattr(user.target, "__name__", user.target))

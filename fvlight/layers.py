@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fvlight.errors import FvlightError
 from fvlight.graph import Graph
 from fvlight.network import Network
-from fvlight.operations import Unsupported
+from fvlight.operations import Axes, Unsupported
 from fvlight.receptive_field import ReceptiveField, fields, first_unsupported, node_of
 from fvlight.tracing import trace
 
@@ -63,39 +63,37 @@ def layer_table(network: Network) -> list[LayerRow]:
     windows = _windows(network)
     rows = []
     for name, module, shape in _calls(network):
-        field, reason = windows(name)
-        channels = shape[-1] if _channels_stand_last(network, module, shape, field) else shape[1]
+        field, reason, axes = windows(name)
+        channels = shape[-1] if _channels_stand_last(network, module, shape, axes) else shape[1]
         rows.append(LayerRow(name, ", ".join(aliases.get(name, [])), type(module).__name__, channels, field, reason))
     return rows
 
 
-def _channels_stand_last(
-    network: Network, module: nn.Module, shape: Sequence[int], field: ReceptiveField | None
-) -> bool:
-    """As in tokens (N, tokens, channels) and, where a network keeps its maps so, behind its first convolution."""
-    windowed = field is not None and not field.whole_image
-    return len(shape) == 3 or (
-        len(shape) == 4 and network.channels_last and not windowed and not isinstance(module, nn.Conv2d)
-    )
+def _channels_stand_last(network: Network, module: nn.Module, shape: Sequence[int], axes: Axes) -> bool:
+    """As in tokens (N, tokens, channels), and in maps of some transformers."""
+    if axes is not None:
+        return axes == (1, 2) and len(shape) == 4
+    return len(shape) == 3 or (len(shape) == 4 and network.channels_last and not isinstance(module, nn.Conv2d))
 
 
-def _windows(network: Network) -> Callable[[str], tuple[ReceptiveField | None, str]]:
-    """From a layer's name to its receptive field, or None and why; the network is traced here, once."""
+def _windows(network: Network) -> Callable[[str], tuple[ReceptiveField | None, str, Axes]]:
+    """From a layer's name to its receptive field, or None, with why, and where height and width stand in its maps."""
     try:
         graph: Graph = trace(network)
     except Unsupported as error:
         reason = str(error)
-        return lambda name: (None, reason)
+        return lambda name: (None, reason, None)
     known = fields(graph)
 
-    def window(name: str) -> tuple[ReceptiveField | None, str]:
+    def window(name: str) -> tuple[ReceptiveField | None, str, Axes]:
         try:
             node = node_of(graph, network, name, name)
-        except Unsupported as error:
-            return None, str(error)
-        if node not in known:
-            return None, first_unsupported(graph, node)
-        return known[node], known[node].reason
+        except (Unsupported, FvlightError) as error:
+            return None, str(error), None
+        axes = graph.axes(node) if node in graph.dynamic else None
+        if node in known:
+            return known[node], known[node].reason, axes
+        return None, first_unsupported(graph, node, known), axes
 
     return window
 

@@ -282,9 +282,7 @@ def _of_module(call: Call) -> Operation:
         return Operation(
             "whole", _same_axes(call, rank=isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d))
         )
-    raise call.unsupported(
-        "upsampling, whose units see windows of different sizes" * isinstance(module, UPSAMPLING_MODULES)
-    )
+    raise call.unsupported(UPSAMPLES if isinstance(module, UPSAMPLING_MODULES) else "")
 
 
 def _of_function(call: Call) -> Operation:

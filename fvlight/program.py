@@ -176,8 +176,8 @@ class Program:
         call: Callable[..., Value]
         if module is not None:
             call = self._frozen_copy(module)
-        elif node.op == "call_method":
-            call = _method(out_of_place(node.target))
+        elif node.op == "call_method":  # a view may not be possible in another order in memory
+            call = _method("reshape" if node.target == "view" else out_of_place(node.target))
         else:
             call = out_of_place(node.target)
             if local:

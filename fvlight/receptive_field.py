@@ -37,11 +37,12 @@ def receptive_field(network: Network, layer: str) -> ReceptiveField:
     """Size, stride and offset of the windows of a layer's units, whatever lies between.
 
     Where branches meet (sum, concatenation) the window is the smallest that holds both branches' windows. Behind an
-    operation that looks at all positions it is the whole image, of ``network.image_size`` pixels.
+    operation that looks at all positions it is the whole image, of ``network.image_size`` pixels; and so it is said
+    to be where something on the way is not understood, or can't be traced.
 
     Raises:
         FvlightError: no such layer, one that a partial weights file does not reach, or an operation on the way whose
-            window is not known (named).
+            window is not known (named) in a network whose image size is not known either.
     """
     name = network.resolve(layer)
     try:
@@ -49,21 +50,40 @@ def receptive_field(network: Network, layer: str) -> ReceptiveField:
         node = node_of(graph, network, layer, name)
         graph.check(node)
         require_weights(network, graph, layer, node)
-        known = fields(graph)
-        if node not in known:
-            raise Unsupported(first_unsupported(graph, node))
-        return known[node]
+        return field_of(graph, node)
     except Unsupported as error:
+        if network.image_size is not None:
+            return whole(network.image_size, str(error))
         raise FvlightError(
             f"the receptive field of layer {layer!r} in {network.name!r} is not known: {error}; "
-            "read the whole map instead (window=False)"
+            "read the whole map instead (window=False), or units from whole images (image_size)"
         ) from error
 
 
+def whole(size: Pair, reason: str) -> ReceptiveField:
+    """The field of units that see the whole image, and why."""
+    return ReceptiveField(size, (0, 0), (0, 0), True, reason)
+
+
+def field_of(graph: Graph, node: fx.Node) -> ReceptiveField:
+    """The receptive field of one node; raises `Unsupported` where it is not known."""
+    known = fields(graph)
+    if node not in known:
+        raise Unsupported(first_unsupported(graph, node, known))
+    return known[node]
+
+
 def node_of(graph: Graph, network: Network, layer: str, name: str) -> fx.Node:
-    """The node that holds a layer's output; raises `Unsupported` where the trace never calls it."""
-    if name not in graph.outputs:
-        raise Unsupported(graph.failure or f"layer {layer!r} is not called in {network.name!r} or gives no tensor")
+    """The node that holds a layer's output.
+
+    Raises:
+        FvlightError: the network never calls the layer, or it gives no tensor.
+        Unsupported: tracing ended before it.
+    """
+    if name not in graph.outputs and graph.failure:
+        raise Unsupported(graph.failure)
+    if name not in graph.outputs or graph.outputs[name] in graph.tuples:
+        raise FvlightError(f"layer {layer!r} is not called in {network.name!r}, or gives several tensors or none")
     return graph.outputs[name]
 
 
@@ -110,8 +130,7 @@ def _after(graph: Graph, node: fx.Node, branches: list[ReceptiveField]) -> Recep
     if kind == "whole":
         if graph.image_size is None:
             return None
-        reason = f"{_name(graph, node)} looks at all positions"
-        return ReceptiveField(graph.image_size, (0, 0), (0, 0), True, reason)
+        return whole(graph.image_size, f"{_name(graph, node)} looks at all positions")
     if isinstance(kind, Local):
         return _slide(branches[0], kind)
     return _hull(branches) if len({branch.stride for branch in branches}) == 1 else None
@@ -122,22 +141,21 @@ def _name(graph: Graph, node: fx.Node) -> str:
     return repr(node.name) if module is None else f"{node.target!r} ({type(module).__name__})"
 
 
-def first_unsupported(graph: Graph, target: fx.Node) -> str:
+def first_unsupported(graph: Graph, target: fx.Node, known: dict[fx.Node, ReceptiveField]) -> str:
     """What keeps the window of a node from being known: the first operation on the way that is not understood."""
     if target not in graph.dynamic:
         return f"{target.name!r} does not depend on the images"
-    for node in graph.ancestors(target):
-        if node.op == "placeholder" or node not in graph.dynamic:
-            continue
-        try:
-            if graph.kind(node) == "whole" and graph.image_size is None:
-                return (
-                    f"{_name(graph, node)} looks at all positions and the size of the image is not known: "
-                    "give Network(..., image_size=(height, width))"
-                )
-        except Unsupported as error:
-            return str(error)
-    return f"branches of different strides meet before {target.name!r}"
+    node = next(node for node in graph.ancestors(target) if node in graph.dynamic and node not in known)
+    try:
+        kind = graph.kind(node)
+    except Unsupported as error:
+        return str(error)
+    if kind == "whole":
+        return (
+            f"{_name(graph, node)} looks at all positions and the size of the image is not known: "
+            "give Network(..., image_size=(height, width))"
+        )
+    return f"branches of different strides meet at {node.name!r}"
 
 
 def _slide(before: ReceptiveField, local: Local) -> ReceptiveField:

@@ -13,6 +13,7 @@ from rich.progress import track
 from fvlight.errors import FvlightError
 from fvlight.images import PatchNorm, mean_patch_norm
 from fvlight.network import Network
+from fvlight.readout import Position
 
 
 def parse_units(given: Any, available: int, layer: str) -> list[int]:
@@ -31,6 +32,20 @@ def parse_units(given: Any, available: int, layer: str) -> list[int]:
     if not units:
         raise FvlightError(f"unit={given}: names no unit; layer {layer!r} has units 0 to {available - 1}")
     return list(dict.fromkeys(units))
+
+
+def parse_position(given: Any) -> Position:
+    """Where in a layer that sees the whole image: ``center``, ``mean``, a token's number, or [row, column].
+
+    Raises:
+        FvlightError: it is something else.
+    """
+    if given in (None, "center", "mean") or (isinstance(given, int) and not isinstance(given, bool)):
+        return given  # type: ignore[no-any-return]
+    pair = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
+    if len(pair) == 2 and all(isinstance(number, int) and not isinstance(number, bool) for number in pair):
+        return pair[0], pair[1]
+    raise FvlightError(f"position={given}: write center, mean, the number of a token, or [row, column] of a map")
 
 
 def _unit_range(text: str, available: int) -> Iterable[int]:

@@ -7,6 +7,7 @@ the tracing. So the shape of every value is known, and decisions that depend on 
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import operator
 from collections import Counter
@@ -42,7 +43,7 @@ def trace(network: Network, image_size: Pair | None = None) -> Graph:
     tracer = _Tracer(images)
     try:
         with torch.no_grad():
-            tracer.trace(twin)
+            tracer.trace(twin, concrete_args=_defaults(twin))
     except Exception as error:  # fx raises whatever the model's Python raises on a proxy
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         failure = f"torch.fx cannot trace {network.name!r}: {reason}"
@@ -113,6 +114,13 @@ def _twin(module: nn.Module) -> nn.Module:
             if name.endswith("_hooks") and isinstance(hooks, dict):
                 hooks.clear()
     return twin
+
+
+def _defaults(module: nn.Module) -> dict[str, Any]:
+    """What a network's inputs beside the images are when nothing is said."""
+    simple = (type(None), bool, int, float, str)
+    _, *others = inspect.signature(module.forward).parameters.values()
+    return {given.name: given.default for given in others if isinstance(given.default, simple)}
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

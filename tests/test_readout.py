@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fvlight import FvlightError, Network, Readout
+from fvlight import FvlightError, Network, Readout, ReceptiveField, receptive_field
 from fvlight.images import list_images, read_image
 from fvlight.zoo import load_network
 from fvlight.zoo.vgg import vgg19
@@ -545,21 +548,19 @@ def test_a_layer_that_is_never_called_is_an_error() -> None:
         readout(random(1, 3, 6, 6))
 
 
-def test_a_second_input_with_a_default_is_left_to_the_module() -> None:
+def test_inputs_beside_the_images_have_their_defaults() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 4, 3)
 
-        def forward(self, x: Tensor, scale: float = 3.0) -> Tensor:
-            return self.conv(x * scale)
+        def forward(self, x: Tensor, scale: float = 3.0, mask: Tensor | None = None) -> Tensor:
+            return self.conv(x * scale if mask is None else x * mask)
 
-    module, images = built(Scaled), random(1, 3, 5, 5)
-    with pytest.warns(UserWarning, match="'scale'"):
-        readout = Readout(Network(module), "conv", window=False)
-    assert relative_error(readout(images), module(images)) < 1e-12  # type: ignore[arg-type]
-    with pytest.raises(FvlightError, match="'scale'"):
-        Readout(Network(module), "conv")
+    module, images = built(Scaled), random(1, 3, 3, 3)
+    for window in (True, False):
+        value = Readout(Network(module), "conv", window=window)(images)
+        assert relative_error(value.reshape(1, 4, 1, 1), module(images)) < 1e-12  # type: ignore[union-attr]
 
 
 def test_an_in_place_operation_whose_input_is_read_again_is_not_silently_wrong() -> None:
@@ -704,3 +705,179 @@ def test_an_operator_in_place_on_what_is_read_again_goes_to_the_module() -> None
     with pytest.warns(UserWarning, match=r"in place"):
         value = Readout(Network(module), "out", window=False)(images)
     assert relative_error(value, module(images)) < 1e-12  # type: ignore[arg-type]
+
+
+# --- transformers ---------------------------------------------------------------------------------------
+
+
+def torchvision_transformer() -> nn.Module:
+    return torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 24, num_classes=4)
+
+
+def timm_transformer(**options: Any) -> nn.Module:
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 4}
+    return timm.models.VisionTransformer(**{**size, **options})
+
+
+TRANSFORMERS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
+    "torchvision": (torchvision_transformer, "encoder.layers.encoder_layer_1", "encoder.layers.encoder_layer_0.mlp"),
+    "timm": (timm_transformer, "blocks.1", "blocks.0.attn"),
+    "timm, no class token": (lambda: timm_transformer(class_token=False, global_pool="avg"), "blocks.1.mlp", "norm"),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+@pytest.mark.parametrize("which", [1, 2])
+def test_a_unit_of_a_transformer_is_a_channel_at_a_token_or_on_average(name: str, which: int) -> None:
+    build, layer = TRANSFORMERS[name][0], TRANSFORMERS[name][which]
+    module, images = built(build), random(3, 3, 32, 32)
+    network = Network(module, image_size=(32, 32), fixed_size=True)
+    tokens = full_map(module, layer, images)
+    assert tokens.shape[1:] == (16 + ("no class" not in name), 16)
+    for position, expected in {None: tokens.mean(1), "mean": tokens.mean(1), 0: tokens[:, 0], 5: tokens[:, 5]}.items():
+        readout = Readout(network, layer, position=position)  # type: ignore[arg-type]
+        assert readout.field == receptive_field(network, layer) == ReceptiveField((32, 32), (0, 0), (0, 0), True)
+        assert relative_error(readout(images), expected) < 1e-12  # type: ignore[arg-type]
+        picked = readout(images, torch.tensor([3, 0, 7]))
+        assert relative_error(picked, expected[torch.arange(3), torch.tensor([3, 0, 7])]) < 1e-12  # type: ignore[arg-type]
+    full = Readout(network, layer, window=False)(images)
+    assert relative_error(full, tokens) < 1e-12  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_the_gradient_of_a_token_reaches_the_whole_image(name: str) -> None:
+    build, layer, _ = TRANSFORMERS[name]
+    network = Network(built(build), image_size=(32, 32), fixed_size=True)
+    images = random(1, 3, 32, 32).requires_grad_()
+    value = Readout(network, layer, position=3)(images, torch.tensor([2]))
+    (gradient,) = torch.autograd.grad(value.sum(), images)  # type: ignore[union-attr]
+    assert bool((gradient != 0).all())
+
+
+def test_the_wrong_size_or_token_is_an_error_that_says_the_right_one() -> None:
+    network = Network(built(timm_transformer), name="small", image_size=(32, 32), fixed_size=True)
+    with pytest.raises(FvlightError, match=r"\(40, 32\) pixels for 'small': it takes \(32, 32\) and no other size"):
+        Readout(network, "blocks.1")(random(1, 3, 40, 32))
+    with pytest.raises(FvlightError, match=r"\(40, 40\) pixels for 'small': it takes \(32, 32\) and no other size"):
+        Readout(network, "blocks.1", image_size=(40, 40))
+    with pytest.raises(FvlightError, match=r"position=17 in layer 'blocks\.1' of 'small': it has tokens 0 to 16"):
+        Readout(network, "blocks.1", position=17)(random(1, 3, 32, 32))
+    with pytest.raises(FvlightError, match=r"position='center' in layer 'blocks\.1'.*tokens 0 to 16"):
+        Readout(network, "blocks.1", position="center")(random(1, 3, 32, 32))
+    with pytest.raises(FvlightError, match=r"position=0: the units of layer 'patch_embed\.proj' see windows of \(8, "):
+        Readout(network, "patch_embed.proj", position=0)
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_positions_in_the_maps_of_a_swin_transformer(library: str) -> None:
+    """Its maps are (N, height, width, channels): torchvision's graph tells; timm flattens them on the way."""
+
+    def build() -> nn.Module:
+        if library == "timm":
+            return timm.models.SwinTransformer(32, 2, embed_dim=8, depths=(1, 1), num_heads=(2, 2), window_size=4)
+        return torchvision.models.SwinTransformer([2, 2], 8, [1, 1], [2, 2], [4, 4])
+
+    layer = "layers.0" if library == "timm" else "features.1"
+    module, images = built(build), random(2, 3, 32, 32)
+    maps = full_map(module, layer, images).movedim(-1, 1)
+    assert maps.shape == (2, 8, 16, 16)
+    positions = {None: maps[:, :, 8, 8], "mean": maps.mean((2, 3)), (0, -1): maps[:, :, 0, -1]}
+    network = Network(module, image_size=(32, 32), channels_last=library == "timm")
+    for position, expected in positions.items():
+        value = Readout(network, layer, position=position)(images)  # type: ignore[arg-type]
+        assert relative_error(value, expected) < 1e-12  # type: ignore[arg-type]
+    with pytest.raises(FvlightError, match=r"position=\(16, 0\).*a map of 16 x 16 positions"):
+        Readout(network, layer, position=(16, 0))(images)
+
+
+# --- layouts, sizes -------------------------------------------------------------------------------------
+
+
+class Blocks(nn.Module):
+    """Channels last for norm and product, split and shuffled channels, groups: ConvNeXt, ShuffleNet, Res2Net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 4, 2, 1), nn.LayerNorm(8)
+        self.depth, self.product = nn.Conv2d(8, 8, 5, padding=2, groups=8), nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.rand(8))
+        self.left, self.right = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.grouped, self.end = nn.Conv2d(2, 2, 3, 2, 1), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        y = self.product(self.depth(x).permute(0, 2, 3, 1)) * self.scale
+        x = x + y.permute(0, 3, 1, 2)
+        left, right = x.chunk(2, dim=1)
+        x = torch.cat([self.left(left), F.gelu(self.right(right)) + left], 1)
+        b, c, h, w = x.size()
+        x = x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, -1, h, w)
+        groups = x.reshape(b * 4, c // 4, h, w)
+        groups = self.grouped(groups)
+        return self.end(groups.view(b, c, *groups.shape[2:]))
+
+
+def test_layouts_are_followed_in_windows() -> None:
+    module = built(Blocks)
+    readout = Readout(Network(module), "end")
+    images, unit, place = large_and_window(readout)
+    expected = module(images)[:, :, unit[0], unit[1]]
+    value = readout(images[(..., *place)])
+    assert isinstance(value, Tensor)
+    assert relative_error(value, expected) < 1e-12
+    full = Readout(Network(module), "end", window=False)(images)
+    assert relative_error(full, module(images)) < 1e-12  # type: ignore[arg-type]
+
+
+def test_decisions_by_size_are_taken_anew_for_another_size() -> None:
+    """TensorFlow's "same" padding: as much as the size leaves over, and none where nothing is."""
+
+    class Same(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            height, width = (max((math.ceil(n / 2) - 1) * 2 + 3 - n, 0) for n in x.shape[-2:])
+            if height > 0 or width > 0:
+                x = F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+            return self.conv(x) + (0.5 if x.shape[2] > 20 else 0.0)
+
+    module = built(Same)
+    readout = Readout(Network(module, image_size=(16, 16)), "conv", window=False)
+    for size in ((16, 16), (15, 16), (33, 31), (16, 16)):
+        images = random(2, 3, *size)
+        assert relative_error(readout(images), full_map(module, "conv", images)) < 1e-12  # type: ignore[arg-type]
+    assert receptive_field(Network(module, image_size=(16, 16)), "conv").offset == (0, 0)
+    assert receptive_field(Network(module, image_size=(15, 15)), "conv").offset == (-1, -1)
+
+
+def test_the_size_of_the_image_can_be_given() -> None:
+    """A unit is then the middle of the padded network's map, whatever its window."""
+    module, images = built(Blocks), random(2, 3, 20, 24)
+    readout = Readout(Network(module), "end", image_size=(20, 24))
+    assert readout.image_size == (20, 24)
+    assert relative_error(readout(images), module(images)[:, :, 2, 3]) < 1e-12  # type: ignore[arg-type]
+    assert relative_error(readout(images, torch.tensor([1, 7])), module(images)[[0, 1], [1, 7], 2, 3]) < 1e-12  # type: ignore[arg-type]
+
+
+def test_what_can_not_be_traced_is_read_from_whole_images_and_said_once() -> None:
+    class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x.abs() if x.sum() > 0 else x)
+
+    module, images = built(Moody), random(2, 3, 9, 9)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        readout = Readout(Network(module, image_size=(9, 9)), "conv")
+        value = readout(images)
+        readout(images)
+    assert [str(warning.message) for warning in caught] == [
+        "torch.fx cannot trace 'Moody': symbolically traced variables cannot be used as inputs to control flow; "
+        "reading ['conv'] with hooks instead"
+    ]
+    assert relative_error(value, full_map(module, "conv", images)[:, :, 3, 3]) < 1e-12  # type: ignore[arg-type]

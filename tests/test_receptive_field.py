@@ -191,13 +191,37 @@ class Head(nn.Module):
         ("pool", r"'pool' \(AdaptiveAvgPool2d\)"),
         ("averaged", r"mean"),
         ("mixed", r"branches of different strides"),
-        ("unused", r"'unused' is not called"),
     ],
 )
 def test_what_is_not_known_is_named_with_the_remedy(layer: str, named: str) -> None:
     with pytest.raises(FvlightError, match=rf"receptive field of layer '{layer}'.*{named}.*window=False") as caught:
         receptive_field(Network(Head()), layer)
     assert "\n" not in str(caught.value)
+
+
+def test_a_layer_that_is_not_called_is_said_to_be_so() -> None:
+    with pytest.raises(FvlightError, match=r"layer 'unused' is not called in 'Head'"):
+        receptive_field(Network(Head()), "unused")
+
+
+@pytest.mark.parametrize("layer", ["mixed", "fc"])
+def test_where_the_window_is_not_known_it_is_the_whole_image_if_that_is_known(layer: str) -> None:
+    field = receptive_field(Network(Head(), image_size=(12, 14)), layer)
+    assert (field.size, field.whole_image) == ((12, 14), True)
+    assert field.reason == {
+        "mixed": "branches of different strides meet at 'mul'",
+        "fc": "'pool' (AdaptiveAvgPool2d) looks at all positions",
+    }[layer]
+
+
+def test_an_untraceable_network_of_known_size_is_seen_whole() -> None:
+    class Moody(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if x.sum() > 0 else x
+
+    field = receptive_field(Network(Moody(nn.Conv2d(3, 4, 3)), image_size=(9, 9)), "0")
+    assert (field.size, field.whole_image) == ((9, 9), True)
+    assert "torch.fx cannot trace" in field.reason
 
 
 def test_what_comes_after_the_layer_does_not_matter() -> None:

@@ -15,7 +15,7 @@ from fvlight.network import Network
 from fvlight.objectives import Convention, convention_named, diverse_score, min_pair_distance
 from fvlight.operations import Unsupported
 from fvlight.parameterizations import NormSphere
-from fvlight.readout import Readout
+from fvlight.readout import Position, Readout
 from fvlight.solvers import Adam, Evaluation, Patience, Status
 from fvlight.tasks.base import ProblemTask
 from fvlight.tracing import preceding_layer
@@ -31,8 +31,7 @@ class UnitReadout:
     """One unit per image and the features in which distances are measured.
 
     Args:
-        image_size: None for images of the receptive field's size; else the network runs whole on images of that
-            size and the unit is the one in the middle of its map.
+        image_size, position: as in `Readout`.
     """
 
     def __init__(
@@ -41,6 +40,7 @@ class UnitReadout:
         layer: str,
         distance_layer: str = "auto",
         image_size: tuple[int, int] | None = None,
+        position: Position = None,
     ) -> None:
         if distance_layer == "auto":
             try:
@@ -51,8 +51,8 @@ class UnitReadout:
                 ) from error
         self.layer, self.distance_layer = layer, distance_layer
         layers = [layer] if distance_layer == PIXELS else [layer, distance_layer]
-        self.readout = Readout(network, layers, window=image_size is None)
-        self.image_size = self.readout.image_size if image_size is None else image_size
+        self.readout = Readout(network, layers, image_size=image_size, position=position)
+        self.image_size = self.readout.image_size
         channels = network.input_space.channels
         self.image_shape = (channels, *self.image_size)
         with torch.no_grad():
@@ -64,13 +64,10 @@ class UnitReadout:
         problems, n = images.shape[:2]
         flat = images.flatten(0, 1)
         values = self.readout(flat, units.repeat_interleave(n), dtype=dtype)
-        activations = values[0]
-        if activations.dim() == 3:  # the whole map: its middle
-            activations = activations[:, activations.shape[1] // 2, activations.shape[2] // 2]
         features = flat if self.distance_layer == PIXELS else values[1]
         if features.dim() == 4:
             features = features.permute(0, 2, 3, 1)  # as channels-last lies in memory: no copy
-        return activations.view(problems, n), features.reshape(problems, n, -1).to(images.dtype)
+        return values[0].view(problems, n), features.reshape(problems, n, -1).to(images.dtype)
 
 
 class DiverseTask(ProblemTask):
@@ -95,8 +92,8 @@ class DiverseTask(ProblemTask):
         preconditioned: see `NormSphere`.
         adam, patience: the solver.
         at_once, inner_steps: see `ProblemTask`.
-        image_size: see `UnitReadout`.
-        reader: of this layer, distance_layer and image_size, where one has been made already.
+        image_size, position: see `Readout`.
+        reader: of this layer, distance_layer, image_size and position, where one has been made already.
 
     After ``trainer.fit(task)``, ``task.result`` is the `DiverseResult`.
     """
@@ -126,10 +123,11 @@ class DiverseTask(ProblemTask):
         at_once: int = 64,
         inner_steps: int = 25,
         image_size: tuple[int, int] | None = None,
+        position: Position = None,
         reader: UnitReadout | None = None,
     ) -> None:
         self._check(lambdas, images_per_problem, restarts, threshold, continuation)
-        reader = reader or UnitReadout(network, layer, distance_layer, image_size)
+        reader = reader or UnitReadout(network, layer, distance_layer, image_size, position)
         for unit in units:
             if not 0 <= unit < reader.units:
                 raise FvlightError(f"unit={unit}: layer {layer!r} has units 0 to {reader.units - 1}")
