@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from fvlight.classification import classify
 from fvlight.operations import (
     Axes,
     Call,
@@ -17,7 +18,6 @@ from fvlight.operations import (
     Operation,
     Pair,
     Unsupported,
-    classify,
     in_place_argument,
     name_of,
 )

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fvlight.classification import PADS, full_index, pad_widths
 from fvlight.frozen import FrozenConv2d
 from fvlight.graph import BATCH, Graph
-from fvlight.operations import PADS, Local, Pair, arguments, as_pair, full_index, in_place_argument, name_of, pad_widths
+from fvlight.operations import Local, Pair, arguments, as_pair, in_place_argument, name_of
 
 Interval = tuple[Pair, Pair]  # (first, last) unit in height and in width, both counted
 Crop = tuple[slice, ...]  # one for each axis

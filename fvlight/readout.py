@@ -172,8 +172,8 @@ class Readout:
             values = self.program(images.device, dtype or images.dtype, size)(images, units)
         if len(values[0]) != len(images):
             raise FvlightError(
-                f"layer {self.layers[0]!r} gives {len(values[0])} rows for {len(images)} images: they belong to parts of "
-                "images; read a layer after they were put together again"
+                f"layer {self.layers[0]!r} gives {len(values[0])} rows for {len(images)} images: they belong to parts "
+                "of images; read a layer after they were put together again"
             )
         if self._whole:
             values[0] = self._at_position(values[0])

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fvlight import Network
+from fvlight.classification import CHANNEL_MODULES, POINTWISE, POINTWISE_MODULES
 from fvlight.graph import Graph
-from fvlight.operations import CHANNEL_MODULES, POINTWISE, POINTWISE_MODULES, Local, Unsupported
+from fvlight.operations import Local, Unsupported
 from fvlight.tracing import preceding_layer, trace
 from fvlight.zoo import load_network
 from fvlight.zoo.vgg import vgg19
@@ -232,7 +233,8 @@ WHOLE: dict[str, Callable[[Tensor], Tensor]] = {
     "kept": lambda x: x.amax((-1, -2), keepdim=True), "flatten": lambda x: torch.flatten(x, 1),
     "method": lambda x: x.flatten(2), "reshape": lambda x: x.reshape(2, 3, 25),
     "view": lambda x: x.view(2, -1), "adaptive": lambda x: F.adaptive_avg_pool2d(x, 1),
-    "softmax over rows": lambda x: torch.softmax(x, 2), "roll": lambda x: torch.roll(x, 1, 2),
+    "flip": lambda x: x.flip(1, 3), "softmax over rows": lambda x: torch.softmax(x, 2),
+    "roll": lambda x: torch.roll(x, 1, 2),
     "one row": lambda x: x[:, :, 2], "tokens": lambda x: x.flatten(2).transpose(1, 2),
     "LayerNorm over space": lambda x: F.layer_norm(x, x.shape[1:]), "GroupNorm": lambda x: F.group_norm(x, 3),
     "attention": lambda x: F.scaled_dot_product_attention(x, x, x),

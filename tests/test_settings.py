@@ -16,7 +16,7 @@ from torch import nn
 from fvlight.errors import FvlightError
 from fvlight.network import InputSpace, Network
 from fvlight.receptive_field import receptive_field
-from fvlight.settings import number, numbers, parse_units, resolve_norm
+from fvlight.settings import number, numbers, parse_position, parse_units, resolve_norm
 from fvlight.zoo import load_network
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -246,3 +246,18 @@ def test_the_preset_belongs_to_a_layer_of_the_network() -> None:
     pixel = {layer: norm / sides[layer] for layer, norm in norms.items()}
     assert max(pixel.values()) / min(pixel.values()) < 1.5
     assert torch.tensor(list(norms.values())).diff().gt(0).all()
+
+
+@pytest.mark.parametrize("given", [None, "center", "mean", 0, -1, 17])
+def test_positions_are_passed_on(given: Any) -> None:
+    assert parse_position(given) == given
+
+
+def test_a_position_in_a_map() -> None:
+    assert parse_position([3, -1]) == (3, -1)
+
+
+@pytest.mark.parametrize("given", ["centre", True, 1.5, [1], [1, 2, 3], ["a", 1], [True, 1]])
+def test_what_is_no_position_is_named(given: Any) -> None:
+    with pytest.raises(FvlightError, match=r"position=.*write center, mean, the number of a token, or \[row, column\]"):
+        parse_position(given)
