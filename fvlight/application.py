@@ -20,6 +20,7 @@ from fvlight.errors import FvlightError, unknown
 from fvlight.network import Network
 from fvlight.paper_figures import draw_averages, draw_phases
 from fvlight.priors import TotalVariation
+from fvlight.readout import Readout
 from fvlight.report import write_report
 from fvlight.results import write_images, write_metrics, write_summary
 from fvlight.settings import number, numbers, parse_position, parse_units, resolve_norm
@@ -148,6 +149,10 @@ def run(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, command
     chosen_layer(config)  # before weights are downloaded
     network = build_network(config)
     task, origin = build_task(config, network)
+    if (window := _window(task.reader.readout)) and config["image_size"] is None:
+        size = " x ".join(str(side) for side in task.reader.image_size)
+        why = window["whole_image"]
+        print(f"the units of {task.reader.layer!r} see the whole image of {size} pixels: {why}", file=sys.stderr)
     checkpoint = run_dir / "checkpoints" / FILE_NAME
     if checkpoint.exists():
         print(f"going on from {checkpoint}", file=sys.stderr)
@@ -243,6 +248,7 @@ def _summary(
         "norm": task.parameterization.norm,
         "norm_origin": origin,
         "image_size": list(task.reader.image_size),
+        **_window(task.reader.readout),
         "prior": config["prior"]["name"],
         "alpha": task.alpha,
         "precision": precision,
@@ -252,6 +258,15 @@ def _summary(
         "units": result.summary(),
         "warnings": warnings,
     }
+
+
+def _window(readout: Readout) -> dict[str, Any]:
+    """For units that see the whole image: why, and which one of each channel was read."""
+    if readout.field is None or not readout.field.whole_image:
+        return {}
+    position = readout.position
+    at = "center of the map, or mean over tokens" if position is None else position
+    return {"whole_image": readout.field.reason, "position": list(at) if isinstance(at, tuple) else at}
 
 
 def nan_problems(result: DiverseResult) -> str:

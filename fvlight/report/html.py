@@ -38,6 +38,8 @@ SETTING_NAMES = {
     "images_per_problem": "images per problem",
     "norm": "norm of the images",
     "image_size": "image size in pixels",
+    "whole_image": "units see the whole image",
+    "position": "position of the units",
     "precision": "precision",
     "seed": "seed",
     "seconds": "run time in seconds",

@@ -254,6 +254,7 @@ class DiverseTask(ProblemTask):
             "weights": self._weights,
             "layer": self.reader.layer,
             "distance_layer": self.reader.distance_layer,
+            "position": str(self.reader.readout.position),
             "units": self.units,
             "lambdas": self.lambdas,
             "images_per_problem": self.images_per_problem,
