@@ -54,7 +54,9 @@ def _asked(arguments: Sequence[str]) -> list[str]:
 
 
 def _check(library: str, name: str) -> None:
-    from fvlight.zoo.libraries import get_deprecated_models, library_names
+    from timm.models import get_deprecated_models
+
+    from fvlight.zoo.libraries import library_names
 
     if library == "timm" and name.partition("/")[2] in get_deprecated_models():
         return

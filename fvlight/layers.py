@@ -71,9 +71,9 @@ def layer_table(network: Network) -> list[LayerRow]:
 
 def _channels_stand_last(network: Network, module: nn.Module, shape: Sequence[int], axes: Axes) -> bool:
     """As in tokens (N, tokens, channels), and in maps of some transformers."""
-    if axes is not None:
-        return axes == (1, 2) and len(shape) == 4
-    return len(shape) == 3 or (len(shape) == 4 and network.channels_last and not isinstance(module, nn.Conv2d))
+    if len(shape) != 4:
+        return len(shape) == 3
+    return (axes or network.likely_axes(module)) == (1, 2)
 
 
 def _windows(network: Network) -> Callable[[str], tuple[ReceptiveField | None, str, Axes]]:

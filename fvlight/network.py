@@ -108,6 +108,12 @@ class Network:
             raise unknown("layer", layer, self.layers, f"network {self.name!r}")
         return name
 
+    def likely_axes(self, module: nn.Module) -> tuple[int, int]:
+        """Where height and width stand in a map that a module puts out, where tracing does not tell."""
+        convolves = isinstance(module, nn.Conv2d | nn.BatchNorm2d)
+        channels_stand_last = isinstance(module, nn.Linear | nn.LayerNorm) or (self.channels_last and not convolves)
+        return (1, 2) if channels_stand_last else (2, 3)
+
 
 def split_call(name: str, modules: Container[str]) -> tuple[str, int]:
     """A layer's module and which of its calls is meant: ``relu_2`` is the third of ``relu``."""

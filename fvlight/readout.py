@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fvlight.errors import FvlightError
 from fvlight.graph import Graph
@@ -217,14 +217,8 @@ class Readout:
         """Where height and width stand in a map; None for tokens."""
         if self._graph is not None and (found := self._graph.axes(self._targets[0])) is not None:
             return found
-        if value.dim() != 4:
-            return None
-        convolved = isinstance(self.network.module.get_submodule(self._module), nn.Conv2d | nn.BatchNorm2d)
-        return (1, 2) if self.network.channels_last and not convolved else (2, 3)
-
-    @property
-    def _module(self) -> str:
-        return split_call(self._names[0], dict(self.network.module.named_modules()))[0]
+        path, _ = split_call(self._names[0], dict(self.network.module.named_modules()))
+        return self.network.likely_axes(self.network.module.get_submodule(path)) if value.dim() == 4 else None
 
     def _no_position(self, there_is: str) -> FvlightError:
         return FvlightError(

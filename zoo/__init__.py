@@ -24,13 +24,16 @@ def list_networks(pattern: str = "") -> list[str]:
 
     Args:
         pattern: shell-style, e.g. ``"timm/*resnet*"`` or ``"torchvision/*"``; without one, fvlight's own networks.
-            timm's names with a tag (``timm/resnet50.a1_in1k``) are listed for a pattern with a dot.
+            timm's names with a tag (``timm/resnet50.a1_in1k``) are listed where none without one matches, as for
+            ``"timm/resnet50.*"`` and ``"*a1_in1k"``.
     """
     if not pattern:
         return sorted(BUILDERS)
-    tags = "." in pattern
-    names = [*sorted(BUILDERS), *(name for kind in LIBRARIES for name in library_names(kind, tags=tags))]
-    return fnmatch.filter(names, pattern)
+    for tags in (False, True):
+        names = [*sorted(BUILDERS), *(name for kind in LIBRARIES for name in library_names(kind, tags=tags))]
+        if found := fnmatch.filter(names, pattern):
+            break
+    return found
 
 
 def load_network(name: str, weights: str = "default", seed: int = 0, *, shuffle: str = "", **options: Any) -> Network:

@@ -1,4 +1,7 @@
-"""Every classification network of torchvision and every model of timm, by their own names."""
+"""Every classification network of torchvision and every model of timm, by their own names.
+
+Both libraries together take as long to import as torch: each is imported where one of its networks is asked for.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,8 @@ from pickle import UnpicklingError
 from typing import Any
 from urllib.parse import urlparse
 
-import timm
 import torch
-import torchvision
 from safetensors import SafetensorError
-from timm.data import resolve_input_data_config
-from timm.models import get_deprecated_models, get_model_input_config, get_pretrained_cfg
 from torch import Tensor, nn
 
 from fvlight.errors import FvlightError, unknown
@@ -43,8 +42,12 @@ def library_names(library: str, *, tags: bool = False) -> list[str]:
         tags: also timm's names with a tag, which chooses one of several published weights (``resnet50.a1_in1k``).
     """
     if library == "torchvision":
+        import torchvision
+
         models = torchvision.models.list_models(module=torchvision.models)
     else:
+        import timm
+
         models = timm.list_models()
         models += [name for name in timm.list_models(include_tags=True) if tags and "." in name]
     return [f"{library}/{model}" for model in models]
@@ -61,6 +64,8 @@ def torchvision_network(name: str, *, weights: str, seed: int, **options: Any) -
         weights: ``default`` (see `published_weights`), ``random`` (torchvision's initialisation), or a file.
         **options: of torchvision's builder; ``image_size`` of its vision transformers, for instance.
     """
+    import torchvision
+
     full = f"torchvision/{name}"
     if full not in library_names("torchvision"):
         raise unknown("network", full, library_names("torchvision"), "torchvision")
@@ -103,6 +108,8 @@ def published_weights(name: str) -> dict[str, Tensor]:
     Raises:
         FvlightError: no connection, or what came is not what was published.
     """
+    import torchvision
+
     published = torchvision.models.get_model_weights(name).DEFAULT
     file_name = PurePosixPath(urlparse(published.url).path).name
     ours, cache = weights_folder() / "torchvision" / file_name, Path(torch.hub.get_dir()) / "checkpoints" / file_name
@@ -129,7 +136,7 @@ def _not_downloaded(network: str, file_name: str, origin: str, path: Path, error
 
 def _own_names(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """Published tensors by the names of torchvision's modules, which changed since, without auxiliary classifiers."""
-    if isinstance(module, torchvision.models.DenseNet):  # norm.1 was renamed norm1, as torchvision's loader does it
+    if type(module).__name__ == "DenseNet":  # norm.1 was renamed norm1, as torchvision's loader does it
         pattern = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
         return {pattern.sub(r"\1\2", key): value for key, value in tensors.items()}
     have = module.state_dict()
@@ -148,7 +155,11 @@ def timm_network(name: str, *, weights: str, seed: int, **options: Any) -> Netwo
             (timm's initialisation), or a file with the module's own names.
         **options: of ``timm.create_model``.
     """
-    current = get_deprecated_models().get(name) or name  # timm warns of the old names
+    import timm
+    from timm.data import resolve_input_data_config
+    from timm.models import get_deprecated_models, get_model_input_config
+
+    current = get_deprecated_models().get(name) or name
     if f"timm/{current}" not in library_names("timm", tags=True):
         raise unknown("network", f"timm/{name}", library_names("timm", tags="." in name), "timm")
     unloaded: frozenset[str] = frozenset()
@@ -178,7 +189,9 @@ def timm_network(name: str, *, weights: str, seed: int, **options: Any) -> Netwo
 
 def _pretrained(name: str, seed: int, options: dict[str, Any]) -> nn.Module:
     """A timm model with its published weights, from the folder ``timm`` of `weights_folder` or timm's own cache."""
-    published = get_pretrained_cfg(name)
+    import timm
+
+    published = timm.get_pretrained_cfg(name)
     if published is None or not published.has_weights:
         raise FvlightError(
             f"no weights of 'timm/{name}' are published: give network.weights=FILE or network.weights=random"
@@ -225,8 +238,8 @@ def paper_names(module: nn.Module) -> dict[str, str]:
     al. 2015]: ``conv2_3`` is the 3 × 3 convolution of the third block of stage conv2_x, at which Cadena et al. 2018
     look.
     """
-    if isinstance(module, torchvision.models.VGG | timm.models.vgg.VGG):
-        return _vgg_names(module.features)
+    if type(module).__name__ == "VGG":  # torchvision's and timm's
+        return _vgg_names(module.features)  # type: ignore[arg-type]
     names = {}
     for stage in range(1, 5):
         blocks = getattr(module, f"layer{stage}", None)

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet
 
 from fvlight.network import InputSpace, Network
 
@@ -24,22 +22,19 @@ BLOCKS = (3, 4, 6, 3)  # in the stages conv2_x … conv5_x
 KERAS_BATCH_NORM = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "var": "running_var"}
 
 
-class Bottleneck(resnet.Bottleneck):
-    """torchvision's block with the stride moved to the first 1 × 1 convolution."""
+def resnet50() -> nn.Module:
+    """torchvision's ResNet-50 with the stride moved to the blocks' first 1 × 1 convolution, and biases in the
+    convolutions, as Keras has them (zero at first).
+    """
+    from torchvision.models.resnet import Bottleneck, ResNet
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.conv1.stride, self.conv2.stride = self.conv2.stride, self.conv1.stride
-
-
-class ResNet50V1(resnet.ResNet):
-    """torchvision's ResNet with that block, and biases in the convolutions, as Keras has them (zero at first)."""
-
-    def __init__(self) -> None:
-        super().__init__(Bottleneck, list(BLOCKS), norm_layer=partial(nn.BatchNorm2d, eps=1.001e-5))
-        for part in self.modules():
-            if isinstance(part, nn.Conv2d):
-                part.bias = nn.Parameter(torch.zeros(part.out_channels))
+    module = ResNet(Bottleneck, list(BLOCKS), norm_layer=partial(nn.BatchNorm2d, eps=1.001e-5))
+    for part in module.modules():
+        if isinstance(part, Bottleneck):
+            part.conv1.stride, part.conv2.stride = part.conv2.stride, part.conv1.stride
+        if isinstance(part, nn.Conv2d):
+            part.bias = nn.Parameter(torch.zeros(part.out_channels))
+    return module
 
 
 def from_keras(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -78,7 +73,7 @@ def resnet50_v1(*, weights: str = "default", seed: int = 0) -> Network:
     """
     origin = "Keras applications' ResNet50, conv2_block1_1_conv.weight …"
     module, unloaded = prepared(
-        ResNet50V1,
+        resnet50,
         weights,
         seed,
         lambda: find_default("resnet50_v1.safetensors", "resnet50_v1", origin),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torchvision.models import SqueezeNet
 
 from fvlight.network import InputSpace, Network
 
@@ -46,6 +45,8 @@ def squeezenet_v1_1(*, weights: str = "default", seed: int = 0) -> Network:
     ``weights``: a file with the authors' names (BGR) or torchvision's (for *this* input), ``default`` (such a file
     in the weights folder), or ``random`` (torchvision's initialisation).
     """
+    from torchvision.models import SqueezeNet
+
     origin = "SqueezeNet v1.1 of github.com/forresti/SqueezeNet, fire2/expand3x3.weight …"
     module, unloaded = prepared(
         lambda: SqueezeNet("1_1"),

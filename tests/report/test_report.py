@@ -81,7 +81,7 @@ def page_of(run: Path) -> str:
     return write_report(run).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("channels", "size"), [(3, 24), (1, 32), (3, 5)])
+@pytest.mark.parametrize(("channels", "size"), [(3, 24), (1, 32), (3, 5), (5, 13), (12, 20)])
 def test_figures_exist_and_have_a_readable_size(tmp_path: Path, channels: int, size: int) -> None:
     run = write_run(tmp_path / "run", summary_of(), channels, size)
     assert write_report(run) == run / "report.html"
@@ -116,6 +116,30 @@ def test_large_images_are_reduced_by_block_means() -> None:
     assert small.shape == (100, 100, 3)
     assert small[0, 0].tolist() == [90, 90, 90]
     assert small[1:].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "across", "up", "down"),
+    [(2, 5, 2, 23, 1), (5, 13, 3, 5, 1), (4, 128, 2, 1, 2), (101, 36, 11, 1, 2)],
+)
+def test_each_channel_of_other_images_is_a_grey_tile(channels: int, size: int, across: int, up: int, down: int) -> None:
+    """Tiles of 2 pixels' distance, row by row; each is what a grey image of the same magnification would be."""
+    image = np.random.default_rng(2).integers(0, 256, (channels, size, size), dtype=np.uint8)
+    cell = Cell.fit(size, size, target=120, limit=1400 // 6, channels=channels)
+    assert (cell.up, cell.down, cell.across) == (up, down, across)
+    side = size // down * up
+    picture = cell.render(image)
+    assert picture.shape == (cell.height, cell.width, 3)
+    assert cell.width == across * (side + 2) - 2 <= 1400 // 6
+    covered = np.zeros(picture.shape[:2], bool)
+    for index in range(channels):
+        y, x = index // across * (side + 2), index % across * (side + 2)
+        blocks = image[index].reshape(size // down, down, size // down, down).mean((1, 3))
+        expected = np.kron(np.rint(blocks), np.ones((up, up)))
+        for colour in range(3):
+            assert np.array_equal(picture[y : y + side, x : x + side, colour], expected)
+        covered[y : y + side, x : x + side] = True
+    assert (picture[~covered] == 255).all()
 
 
 def test_page_is_self_contained(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fvlight import Network, receptive_field
 from fvlight.zoo import load_network
-from fvlight.zoo.resnet50 import ResNet50V1
+from fvlight.zoo.resnet50 import resnet50
 from tests.helpers import full_map, randomised, relative_error
 
 STAGES = {2: (64, 3), 3: (128, 4)}  # stage: (channels, blocks), as far as the published file goes
@@ -118,7 +118,7 @@ def _is_conv_bias(key: str) -> bool:
 def test_it_has_as_many_parameters_as_keras_says() -> None:
     """`ResNet50().summary()`: 25,583,592 trainable, 53,120 not (the running means and variances)."""
     with torch.device("meta"):
-        module = ResNet50V1()
+        module = resnet50()
     assert sum(value.numel() for value in module.parameters()) == 25_583_592
     assert sum(value.numel() for key, value in module.named_buffers() if "running" in key) == 53_120
 
