@@ -2,5 +2,6 @@
 
 from fvlight.parameterizations.spectral import precondition, spectral_filter
 from fvlight.parameterizations.sphere import NormSphere
+from fvlight.parameterizations.texture import Texture, window_mask
 
-__all__ = ["NormSphere", "precondition", "spectral_filter"]
+__all__ = ["NormSphere", "Texture", "precondition", "spectral_filter", "window_mask"]

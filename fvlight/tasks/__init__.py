@@ -2,5 +2,6 @@
 
 from fvlight.tasks.base import ProblemTask
 from fvlight.tasks.diverse import DiverseTask
+from fvlight.tasks.texture import TextureResult, TextureTask
 
-__all__ = ["DiverseTask", "ProblemTask"]
+__all__ = ["DiverseTask", "ProblemTask", "TextureResult", "TextureTask"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning as L
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fvlight.errors import FvlightError
 from fvlight.memory import keep_freed_memory
+from fvlight.readout import Readout
 from fvlight.solvers import Adam, Block, Evaluation, Patience, Pool, ProblemAdam, Status, solve_block
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
@@ -208,3 +210,36 @@ class ProblemTask(L.LightningModule):
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what `extra_state` gave."""
+
+
+def require_units(units: Sequence[int], readout: Readout, layer: str) -> list[int]:
+    """The units as plain numbers, each of which the layer has."""
+    if not units:
+        raise FvlightError("unit=[]: name at least one unit, or unit=all")
+    available = count_units(readout)
+    for unit in units:
+        if not 0 <= unit < available:
+            raise FvlightError(f"unit={unit}: layer {layer!r} has units 0 to {available - 1}")
+    return [int(unit) for unit in units]
+
+
+def count_units(readout: Readout) -> int:
+    """How many units the first layer of a windowed readout has, found by running it once."""
+    with torch.no_grad():
+        values = readout(torch.zeros(1, readout.network.input_space.channels, *readout.image_size))
+    return int((values if isinstance(values, Tensor) else values[0]).shape[1])
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that is a function of the given values and of nothing else."""
+    name = "|".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A short name for a module's weights: equal if and only if they are."""
+    digest = hashlib.blake2b(digest_size=8)
+    for key, value in module.state_dict().items():
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

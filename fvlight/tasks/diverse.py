@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ from fvlight.operations import Unsupported
 from fvlight.parameterizations import NormSphere
 from fvlight.readout import Position, Readout
 from fvlight.solvers import Adam, Evaluation, Patience, Status
-from fvlight.tasks.base import ProblemTask
+from fvlight.tasks.base import ProblemTask, count_units, fingerprint, require_units, seed_of
 from fvlight.tracing import preceding_layer
 
 LAMBDAS = (0.0, *(0.02 * 2**k for k in range(11)))  # [C]: 0.02 ... 20.48, and 0 to compare with
@@ -53,11 +53,12 @@ class UnitReadout:
         layers = [layer] if distance_layer == PIXELS else [layer, distance_layer]
         self.readout = Readout(network, layers, image_size=image_size, position=position)
         self.image_size = self.readout.image_size
-        channels = network.input_space.channels
-        self.image_shape = (channels, *self.image_size)
-        with torch.no_grad():
-            probe = torch.zeros(1, *self.image_shape)
-            self.units = self.readout(probe)[0].shape[1]
+        self.image_shape = (network.input_space.channels, *self.image_size)
+
+    @cached_property
+    def units(self) -> int:
+        """How many there are."""
+        return count_units(self.readout)
 
     def __call__(self, images: Tensor, units: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """Images (b, n, C, H, W) and units (b,) to activations (b, n) and features (b, n, D)."""
@@ -128,11 +129,7 @@ class DiverseTask(ProblemTask):
     ) -> None:
         self._check(lambdas, images_per_problem, restarts, threshold, continuation)
         reader = reader or UnitReadout(network, layer, distance_layer, image_size, position)
-        for unit in units:
-            if not 0 <= unit < reader.units:
-                raise FvlightError(f"unit={unit}: layer {layer!r} has units 0 to {reader.units - 1}")
-        if not units:
-            raise FvlightError("unit=[]: name at least one unit, or unit=all")
+        units = require_units(units, reader.readout, layer)
         grid = sorted({float(value) for value in lambdas})
         stages, reported = _stages(len(grid), continuation)
         table = torch.cartesian_prod(torch.arange(len(units)), torch.tensor(stages), torch.arange(restarts)).view(-1, 3)
@@ -146,7 +143,7 @@ class DiverseTask(ProblemTask):
             parent=_parents(len(units), len(stages), restarts, continuation),
         )
         self._reported = reported
-        self.reader, self.units, self.lambdas = reader, [int(unit) for unit in units], grid
+        self.reader, self.units, self.lambdas = reader, units, grid
         self.images_per_problem, self.restarts = images_per_problem, restarts
         self.convention: Convention = convention_named(convention)
         self.parameterization = NormSphere(norm, reader.image_shape, preconditioned)
@@ -235,9 +232,10 @@ class DiverseTask(ProblemTask):
 
     def _noise(self, row: int, attempt: int) -> Tensor:
         """The start of one problem: a function of run seed, unit, lambda, start and attempt, and of nothing else."""
-        name = f"{self.seed}|{self._unit_of[row]}|{float(self._lambda_of[row])!r}|{self._start_of[row]}|{attempt}"
-        seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
-        return self.parameterization.start(self.images_per_problem, seed)
+        unit, value, start = self.address(row)
+        return self.parameterization.start(
+            self.images_per_problem, seed_of(self.seed, unit, repr(value), start, attempt)
+        )
 
     @torch.enable_grad()
     def _silent(self, raw: Tensor, rows: Tensor) -> Tensor:
@@ -339,12 +337,3 @@ def _parents(units: int, stages: int, restarts: int, continuation: str) -> Tenso
     elif continuation == "descending":
         parent[:, :-1] = index[:, 1:]
     return parent.flatten()
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A short name for a module's weights: equal if and only if they are."""
-    digest = hashlib.blake2b(digest_size=8)
-    for key, value in module.state_dict().items():
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
