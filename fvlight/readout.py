@@ -178,7 +178,7 @@ class Readout:
         if self._whole:
             values[0] = self._at_position(values[0])
         elif self.window:
-            values[0] = values[0].reshape(values[0].shape[:2] if units is None else (len(images),))
+            values[0] = values[0].flatten(1) if units is None else values[0].flatten()
         if units is not None and values[0].dim() > 1:
             values[0] = values[0][torch.arange(len(images), device=images.device), units]
         values[0] = values[0].to(images.dtype)

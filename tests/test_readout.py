@@ -829,6 +829,19 @@ def test_layouts_are_followed_in_windows() -> None:
     assert relative_error(full, module(images)) < 1e-12  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("layer", ["norm", "product"])
+def test_a_layer_whose_channels_stand_last(layer: str) -> None:
+    module = built(Blocks)
+    readout = Readout(Network(module), layer)
+    images, unit, place = large_and_window(readout)
+    expected = full_map(module, layer, images)[:, unit[0], unit[1]]
+    crop = images[(..., *place)]
+    assert relative_error(readout(crop), expected) < 1e-12  # type: ignore[arg-type]
+    picked = readout(crop, torch.tensor([1, 6]))
+    assert relative_error(picked, expected[[0, 1], [1, 6]]) < 1e-12  # type: ignore[arg-type]
+    assert readout(crop[:0]).shape == (0, 8)  # type: ignore[union-attr]
+
+
 def test_decisions_by_size_are_taken_anew_for_another_size() -> None:
     """TensorFlow's "same" padding: as much as the size leaves over, and none where nothing is."""
 
