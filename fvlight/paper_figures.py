@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fvlight.analysis.cadena2018 import cell_phases, pair_average_activation
+from fvlight.analysis.combinations import subset_averages
 from fvlight.analysis.diverse import DiverseResult
-from fvlight.analysis.pairs import pair_averages
 from fvlight.network import Network
 from fvlight.report import CellSweep, add_figure, averages_sheet, phase_figure
 from fvlight.report.averages import CAPTION as AVERAGES_CAPTION
@@ -38,7 +38,7 @@ def draw_averages(results: Results, networks: Networks, run_dir: Path) -> Path |
     network, k = networks[name], result.selected[0]
     if k is None:
         return None
-    averages = pair_averages(result.images[0, k])
+    averages = subset_averages(result.images[0, k])
     relative = pair_average_activation(result, network, network.layers[-1], 0, k) / result.mean_activation[0, k]
     sheet = averages_sheet(
         network.input_space.to_display(averages).numpy(),
