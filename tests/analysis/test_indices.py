@@ -17,6 +17,7 @@ def random(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("size", [2, 3])
 def test_the_combination_index_is_that_of_a_slow_loop(size: int) -> None:
     torch.manual_seed(0)
