@@ -8,8 +8,9 @@ padding inside those intervals the arithmetic is that of the padded network for 
 from __future__ import annotations
 
 import copy
+import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fvlight.classification import PADS, full_index, pad_widths
-from fvlight.frozen import FrozenConv2d
+from fvlight.crops import Crop, crop_all
+from fvlight.frozen import FrozenConv2d, unit_rows
+from fvlight.fusion import Fused, fuse
 from fvlight.graph import BATCH, Graph
+from fvlight.normalisation import local_response_norm
 from fvlight.operations import Local, Pair, arguments, as_pair, in_place_argument, name_of
 
 Interval = tuple[Pair, Pair]  # (first, last) unit in height and in width, both counted
-Crop = tuple[slice, ...]  # one for each axis
 Value = Any  # a tensor, or whatever else a traced node may hold
 
 # What is read must not be changed afterwards: in-place operations are replaced by their twins. Those that are
@@ -32,17 +35,20 @@ OUT_OF_PLACE: dict[Any, Any] = {
     operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub,
     operator.itruediv: operator.truediv, F.relu_: F.relu, torch.relu_: torch.relu,
 }  # fmt: skip
-RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+OURS: dict[Any, Callable[..., Value]] = {F.local_response_norm: local_response_norm}
 
 
 @dataclass
 class Step:
-    """One operation: reads ``sources`` (cropped), gives the value of ``node``, after which ``release`` may go."""
+    """One operation: reads ``sources``, gives the value of ``node``, after which ``release`` may go.
+
+    ``crops``: which of `Program.parts` it reads of a source.
+    """
 
     node: fx.Node
     sources: list[fx.Node]
     run: Callable[[dict[fx.Node, Value]], Value]
-    crops: dict[fx.Node, Crop]
+    crops: dict[fx.Node, int]
     release: list[fx.Node] = field(default_factory=list)
 
 
@@ -61,20 +67,25 @@ class Program:
         self.graph, self.targets, self.device, self.dtype = graph, targets, device, dtype
         self.nodes = graph.ancestors(*targets, windowed=window)
         self.intervals = needed_intervals(graph, self.nodes, targets) if window else {}
-        self.rows = self._unit_rows(targets[0]) if window else None
+        self.rows: Callable[[Tensor, Tensor, torch.dtype], Tensor] | None = None
+        self.parts = self._parts()
         self.steps: list[Step] = []
         absorbed: set[fx.Node] = set()
+        wanted = set(self.nodes)
         self.constants: dict[fx.Node, Value] = {}
         for node in self.nodes:
             if node.op == "placeholder" or node in absorbed:
                 continue
             if node not in graph.dynamic and node not in graph.sized:  # made of weights alone: computed once
-                self.constants[node] = self._operation(node, None, None)(self.constants)
+                self.constants[node] = self._operation(node, Fused([]))(self.constants)
                 continue
-            relu, pool = self._relu_and_pool_after(node)
-            absorbed.update(n for n in (relu, pool) if n is not None)
-            run = self._operation(node, relu, pool)
-            self.steps.append(Step(pool or relu or node, graph.inputs(node, window), run, self._crops(node)))
+            fused = fuse(graph, node, wanted, targets, pools=window) if self._is_frozen_conv(node) else Fused([])
+            absorbed.update(fused.nodes)
+            last = fused.nodes[-1] if fused.nodes else node
+            crops = {s: self.parts[s].index(crop) for s, crop in self._crops(node).items() if s in self.parts}
+            self.steps.append(Step(last, graph.inputs(node, window), self._operation(node, fused), crops))
+            if last is targets[0] and window and fused.pool is None:
+                self.rows = self._unit_rows(node, fused)
         if any(targets[0] in step.sources for step in self.steps):
             self.rows = None  # later steps need all of its units
         last_reader = {source: step for step in self.steps for source in step.sources}
@@ -88,40 +99,25 @@ class Program:
             **self.constants,
             self.graph.input: images.to(self.dtype).contiguous(memory_format=torch.channels_last),
         }
+        cut: dict[fx.Node, Sequence[Value]] = {}
         first = self.targets[0]
         with torch.autocast(self.device.type, enabled=False):
             for step in self.steps:
-                read = {
-                    source: _cropped(values[source], step.crops[source]) if source in step.crops else values[source]
-                    for source in step.sources
-                }
+                read = {source: values[source] for source in step.sources}
+                for source, which in step.crops.items():
+                    if source not in cut:
+                        cut[source] = _cut(values[source], self.parts[source])
+                    read[source] = cut[source][which]
                 if step.node is first and units is not None and self.rows is not None:
                     values[first] = self.rows(read[step.sources[0]], units, images.dtype)
                 else:
                     values[step.node] = step.run(read)
                 for node in step.release:
                     del values[node]
+                    cut.pop(node, None)
         if units is not None and self.intervals and self.rows is None:
             values[first] = values[first].flatten(1).gather(1, units[:, None])
         return [values[target] for target in self.targets]
-
-    def _only_reader(self, node: fx.Node | None) -> fx.Node | None:
-        """The node that alone reads this one, which nobody wants for itself."""
-        if node is None or node in self.targets:
-            return None
-        readers = [user for user in node.users if user in self.nodes]
-        return readers[0] if len(readers) == 1 else None
-
-    def _relu_and_pool_after(self, node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
-        """A ReLU, and a max pooling after it, that may be computed together with this convolution."""
-        if not self._is_frozen_conv(node):
-            return None, None
-        relu = self._only_reader(node)
-        if relu is None or not (isinstance(self.graph.module_of(relu), nn.ReLU) or relu.target in RELUS):
-            return None, None
-        pool = self._only_reader(relu)
-        is_pool = pool is not None and type(self.graph.module_of(pool)) is nn.MaxPool2d
-        return relu, pool if is_pool and self.intervals else None
 
     def _is_frozen_conv(self, node: fx.Node) -> bool:
         """A convolution that `FrozenConv2d` can do: its padding, if there is any, is zeros of a given width."""
@@ -130,36 +126,33 @@ class Program:
             return False
         return bool(self.intervals) or (module.padding_mode == "zeros" and not isinstance(module.padding, str))
 
+    def _parts(self) -> dict[fx.Node, list[Crop]]:
+        """The parts that are read of each node's window, where not all read all of it."""
+        parts: dict[fx.Node, list[Crop]] = {}
+        for node in self.nodes if self.intervals else ():
+            for source, crop in self._crops(node).items():
+                known = parts.setdefault(source, [])
+                if crop not in known:
+                    known.append(crop)
+        return {source: known for source, known in parts.items() if known != [(slice(None),) * len(known[0])]}
+
     def _crops(self, node: fx.Node) -> dict[fx.Node, Crop]:
-        """The part of each input's window that this operation needs, where that is not all of it."""
+        """The part of each input's window that this operation needs."""
         crops: dict[fx.Node, Crop] = {}
         for source in self.graph.sources(node) if self.intervals and node in self.graph.dynamic else ():
             need, have = input_need(self.graph, node, self.intervals[node]), self.intervals[source]
             axes = self.graph.axes(source)
+            parts = [slice(None)] * len(self.graph.shape(source))
             if need != have and axes is not None:
-                parts = [slice(None)] * len(self.graph.shape(source))
                 for axis, n, h in zip(axes, need, have, strict=True):
                     parts[axis] = slice(n[0] - h[0], n[1] - h[0] + 1)
-                crops[source] = tuple(parts)
+            crops[source] = tuple(parts)
         return crops
 
-    def _operation(
-        self, node: fx.Node, relu: fx.Node | None, pool: fx.Node | None
-    ) -> Callable[[dict[fx.Node, Value]], Value]:
+    def _operation(self, node: fx.Node, fused: Fused) -> Callable[[dict[fx.Node, Value]], Value]:
         module = self.graph.module_of(node)
         if isinstance(module, nn.Conv2d) and self._is_frozen_conv(node):
-            padding = (0, 0) if self.intervals else as_pair(module.padding)
-            pooling = None if pool is None else self._frozen_copy(self.graph.module_of(pool))
-            conv = FrozenConv2d(
-                module,
-                padding,
-                self.device,
-                self.dtype,
-                relu=relu is not None,
-                pool=pooling,  # type: ignore[arg-type]
-            )
-            (source,) = node.all_input_nodes
-            return lambda values: conv(values[source])
+            return self._convolution(node, module, fused)
         windowed = bool(self.intervals) and node in self.graph.dynamic
         local = windowed and isinstance(self.graph.kind(node), Local)
         if windowed and self.graph.kind(node) == "reshape":
@@ -175,12 +168,14 @@ class Program:
         if (place := in_place_argument(node)) is not None:
             args = (*args[:place], False, *args[place + 1 :])
         call: Callable[..., Value]
-        if module is not None:
+        if type(module) is nn.LocalResponseNorm:
+            call = _local_response(module)
+        elif module is not None:
             call = self._frozen_copy(module)
         elif node.op == "call_method":  # a view may not be possible in another order in memory
             call = _method("reshape" if node.target == "view" else out_of_place(node.target))
         else:
-            call = out_of_place(node.target)
+            call = OURS.get(node.target) or out_of_place(node.target)
             if local:
                 args, kwargs = _unpadded(node)
 
@@ -189,6 +184,18 @@ class Program:
             return call(*given, **fx.map_arg(kwargs, values.__getitem__))
 
         return run
+
+    def _convolution(self, node: fx.Node, module: nn.Conv2d, fused: Fused) -> Callable[[dict[fx.Node, Value]], Value]:
+        padding = (0, 0) if self.intervals else as_pair(module.padding)
+        pool = None if fused.pool is None else self._frozen_copy(self.graph.module_of(fused.pool))
+        assert pool is None or isinstance(pool, nn.MaxPool2d)
+        conv = FrozenConv2d(module, padding, self.device, self.dtype, affine=fused.affine, relu=fused.relu, pool=pool)
+        (source,) = node.all_input_nodes
+        return lambda values: conv(values[source])
+
+    def _unit_rows(self, node: fx.Node, fused: Fused) -> Callable[[Tensor, Tensor, torch.dtype], Tensor] | None:
+        module = self.graph.module_of(node)
+        return unit_rows(module, self.device, fused.affine, fused.relu) if isinstance(module, nn.Conv2d) else None
 
     def _constant(self, path: str) -> Value:
         value: Any = self.graph.attribute(path)
@@ -209,29 +216,6 @@ class Program:
         if self.intervals and isinstance(frozen, nn.MaxPool2d | nn.AvgPool2d):
             frozen.padding, frozen.ceil_mode = 0, False
         return frozen
-
-    def _unit_rows(self, node: fx.Node) -> Callable[[Tensor, Tensor, torch.dtype], Tensor] | None:
-        """For a final convolution: each image meets the weights of its own unit only, in the images' number type."""
-        conv = self.graph.module_of(node)
-        if not isinstance(conv, nn.Conv2d) or conv.groups != 1:
-            return None
-        dilation = conv.dilation
-        bias = None if conv.bias is None else conv.bias.detach().to(self.device, copy=True)
-        # In the memory order of a channels-last window, so that flattening it copies nothing.
-        rows = (
-            conv.weight.detach()
-            .to(self.device, copy=True)
-            .permute(0, 2, 3, 1)
-            .reshape(conv.out_channels, -1)
-            .contiguous()
-        )
-
-        def read(window: Tensor, units: Tensor, dtype: torch.dtype) -> Tensor:
-            taps = window[..., :: dilation[0], :: dilation[1]].permute(0, 2, 3, 1).flatten(1)
-            value = (taps.to(dtype) * rows[units].to(dtype)).sum(1)
-            return value if bias is None else value + bias[units].to(dtype)
-
-        return read
 
 
 def out_of_place(target: Any) -> Any:
@@ -287,9 +271,16 @@ def _method(name: str) -> Callable[..., Value]:
     return call
 
 
-def _cropped(value: Value, crop: Crop) -> Value:
-    """A tensor, or each of several, cut to its part."""
-    return type(value)(part[crop] for part in value) if isinstance(value, tuple | list) else value[crop]
+def _local_response(module: nn.LocalResponseNorm) -> Callable[..., Value]:
+    return functools.partial(local_response_norm, size=module.size, alpha=module.alpha, beta=module.beta, k=module.k)
+
+
+def _cut(value: Value, parts: list[Crop]) -> Sequence[Value]:
+    """Each part of a tensor, or of each of several tensors."""
+    if isinstance(value, Tensor):
+        return crop_all(value, parts)
+    cuts = [crop_all(tensor, parts) for tensor in value]
+    return [type(value)(cut[i] for cut in cuts) for i in range(len(parts))]
 
 
 def _without_borders(graph: Graph, node: fx.Node) -> Callable[[dict[fx.Node, Value]], Value]:

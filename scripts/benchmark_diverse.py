@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 import torchvision
+from benchmarking import interleaved, multiply_adds
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fvlight.memory import keep_freed_memory
 from fvlight.solvers import Block, Status, solve_block
@@ -100,18 +99,6 @@ def bare_step(module: nn.Sequential, images: Tensor, dtype: torch.dtype, steps: 
     return run
 
 
-def multiply_adds(run: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        run()
-    return counter.get_total_flops() / 2
-
-
-def timed(run: Callable[[], None], steps: int) -> float:
-    began = time.perf_counter()
-    run()
-    return (time.perf_counter() - began) / steps * 1e3
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="random", help="file for VGG-19 normalised (default: random weights)")
@@ -135,8 +122,9 @@ def main() -> None:
     print(f"largest relative difference of scores: {((ours - theirs) / theirs).abs().max():.1e}")
 
     images = task.parameterization(raw).flatten(0, 1)
-    padded = multiply_adds(lambda: [loop.score() for loop in plain])
-    windowed = multiply_adds(lambda: network()[:11](images))
+    with torch.no_grad():
+        padded = multiply_adds(lambda: [loop.score() for loop in plain])
+        windowed = multiply_adds(lambda: network()[:11](images))
     print(
         f"multiply-adds of a forward pass: plain {padded:.3g}, windowed {windowed:.3g}, ratio {padded / windowed:.2f}"
     )
@@ -147,12 +135,10 @@ def main() -> None:
         "bare float32": bare_step(network(), images, torch.float32, steps),
         "bare bf16": bare_step(network(), images, torch.bfloat16, steps),
     }
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(arguments.rounds):
-        for name, run in runs.items():
-            times[name].append(timed(run, steps))
+    times = {
+        name: [1e3 * seconds / steps for seconds in values]
+        for name, values in interleaved(runs, arguments.rounds).items()
+    }
     amx = "with" if torch.cpu._is_amx_tile_supported() else "without"
     print(f"{torch.get_num_threads()} threads, CPU {amx} AMX; ms per step of the sweep, median of {arguments.rounds}")
     for name, values in times.items():

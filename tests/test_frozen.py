@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fvlight.frozen import FEW_CHANNELS, FrozenConv2d
+from fvlight.frozen import FEW_CHANNELS, Affine, FrozenConv2d, folded, unit_rows
 from tests.helpers import relative_error
 
 CPU, DOUBLE = torch.device("cpu"), torch.float64
@@ -93,6 +93,24 @@ def test_strides_and_dilations(stride: int, dilation: int, inputs: int) -> None:
         check(layer(inputs, kernel, stride=stride, dilation=dilation), size, padding, relu=padding == 1)
 
 
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [(7, 2, 3), (7, 2, 0), (11, 4, 2), (8, 8, 0), (3, 5, 1), (5, 3, 4)]
+)
+def test_first_layers(size: int, stride: int, padding: int) -> None:
+    """Those of ResNets, GoogLeNet, AlexNet and transformers; a stride beyond the kernel; as much padding as may be."""
+    conv = layer(3, (size, size), stride=stride)
+    assert FrozenConv2d(conv, (padding, padding), CPU, DOUBLE).blocks is not None
+    for height, width in ((16, 16), (17, 23), (24, 19)):
+        check(conv, (height, width), padding)
+
+
+def test_strides_that_differ_are_left_to_torch() -> None:
+    conv = nn.utils.skip_init(nn.Conv2d, 3, 8, 3, stride=(1, 2), dtype=DOUBLE)
+    conv.weight.data, conv.bias.data = random(8, 3, 3, 3), random(8)  # type: ignore[union-attr]
+    assert FrozenConv2d(conv, (1, 1), CPU, DOUBLE).backward_weight is None
+    check(conv, (12, 13), 1)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize(("inputs", "groups"), [(4, 2), (64, 2), (6, 2), (4, 4)])
@@ -107,6 +125,63 @@ def test_groups(inputs: int, groups: int, stride: int, padding: int) -> None:
 def test_pooling_before_the_relu_equals_pooling_after_it(pool: str, inputs: int, relu: bool) -> None:
     for size, padding in itertools.product(SIZES, (0, 1)):
         check(layer(inputs, (3, 3)), size, padding, relu=relu, pool=POOLS[pool])
+
+
+def affine(channels: int) -> Affine:
+    return random(channels, seed=5), random(channels, seed=6)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("inputs", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+def test_an_affine_map_is_folded_in(inputs: int, stride: int, bias: bool) -> None:
+    conv, (scale, shift) = layer(inputs, (3, 3), stride=stride, bias=bias), affine(8)
+    frozen = FrozenConv2d(conv, (1, 1), CPU, DOUBLE, affine=(scale, shift), relu=True, pool=POOLS["3 by 2"])
+    x = random(2, inputs, 12, 13)
+
+    def unfolded(x: Tensor) -> Tensor:
+        y = plain(x, conv, (1, 1), False, None)
+        return POOLS["3 by 2"]((y * scale[:, None, None] + shift[:, None, None]).relu())
+
+    for found, expected in zip(
+        forward_and_gradient(frozen, x),
+        forward_and_gradient(unfolded, x),  # type: ignore[arg-type]
+        strict=True,
+    ):
+        assert relative_error(found, expected) < 1e-13
+
+
+def test_folding_is_computed_in_float64_and_rounded_once() -> None:
+    conv, (scale, shift) = layer(3, (3, 3)).float(), affine(8)
+    weight, bias = folded(conv, (scale, shift))
+    assert bias is not None
+    assert weight.dtype == bias.dtype == DOUBLE
+    assert torch.equal(weight, conv.weight.double() * scale[:, None, None, None])
+    frozen = FrozenConv2d(conv, (1, 1), CPU, torch.float32, affine=(scale, shift))
+    assert torch.equal(frozen.weight, weight.float())
+    assert frozen.bias is not None
+    assert torch.equal(frozen.bias, bias.float())
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize(("kernel", "dilation"), [((3, 3), 1), ((1, 5), 1), ((3, 2), 2)])
+def test_a_row_for_each_image(kernel: tuple[int, int], dilation: int, fold: bool, relu: bool) -> None:
+    conv, (scale, shift) = layer(5, kernel, dilation=dilation), affine(8)
+    rows = unit_rows(conv, CPU, (scale, shift) if fold else None, relu)
+    assert rows is not None
+    x, units = random(4, 5, *(dilation * (k - 1) + 1 for k in kernel), seed=4), torch.tensor([7, 0, 3, 5])
+    every = plain(x, conv, (0, 0), False, None)[:, :, 0, 0]
+    every = every * scale + shift if fold else every
+    expected = (every.relu() if relu else every)[torch.arange(4), units]
+    assert relative_error(rows(x, units, DOUBLE), expected) < 1e-13
+    narrow = rows(x.bfloat16(), units, torch.float32)  # a window in bfloat16, read in the images' float32
+    exact = rows(x.bfloat16().double(), units, DOUBLE)
+    assert narrow.dtype == torch.float32
+    assert relative_error(narrow, exact) < 1e-5
+
+
+def test_no_rows_for_a_convolution_in_groups() -> None:
+    assert unit_rows(layer(4, (3, 3), groups=2), CPU) is None
 
 
 def test_without_bias() -> None:
@@ -128,8 +203,8 @@ def test_both_backward_paths_are_taken_here() -> None:
     )
     assert few.backward_weight is not None
     assert many.backward_weight is not None
-    assert few.blocked
-    assert not many.blocked
+    assert few.blocks is not None
+    assert many.blocks is None
     assert FrozenConv2d(layer(3, (1, 1)), (1, 1), CPU, DOUBLE).backward_weight is None
 
 
