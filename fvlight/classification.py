@@ -200,7 +200,7 @@ def _along(call: Call, dims: Any) -> Operation:
 def _elementwise(call: Call) -> Operation:
     """Tensors of different numbers of axes are aligned at their last."""
     if len(call.sources) == 1:
-        return Operation("pointwise", call.axes)
+        return _unless_it_differs(call, Operation("pointwise", call.axes))
     rank = max(len(call.graph.shape(source)) for source in call.sources)
     aligned = {
         (axes[0] + rank - len(call.graph.shape(source)), axes[1] + rank - len(call.graph.shape(source)))
@@ -209,7 +209,18 @@ def _elementwise(call: Call) -> Operation:
     }
     if len(aligned) > 1:
         raise call.unsupported("height and width stand at different axes of its inputs")
-    return Operation("elementwise", aligned.pop() if aligned else None)
+    return _unless_it_differs(call, Operation("elementwise", aligned.pop() if aligned else None))
+
+
+def _unless_it_differs(call: Call, operation: Operation) -> Operation:
+    """A number for each position, as a positional embedding is: units are no longer alike, and a window is not all."""
+    rank, axes = len(call.graph.shape(call.node)), operation.axes
+    for node in call.node.all_input_nodes:
+        shape = call.graph.shapes.get(node, ()) if node not in call.graph.dynamic else ()
+        aligned = (1,) * (rank - len(shape)) + shape
+        if axes and any(aligned[axis] > 1 for axis in axes):
+            return Operation("whole", axes, f"adds or applies {node.name!r}, which differs from position to position")
+    return operation
 
 
 def _join(call: Call) -> Operation:
@@ -224,7 +235,7 @@ def _join(call: Call) -> Operation:
     axes = known.pop() if known else None
     if axes is not None and stacked:
         axes = (axes[0] + (dim <= axes[0]), axes[1] + (dim <= axes[1]))
-    return Operation("concatenate", axes)
+    return _unless_it_differs(call, Operation("concatenate", axes))
 
 
 def _without(axes: Pair, dims: Any) -> Pair:

@@ -49,10 +49,12 @@ class Operation:
         kind: `Local`; "pointwise" (of one tensor), "elementwise" (of several) or "concatenate": each position by
             itself; "reshape": the same with other axes around; "whole": all positions; "size": no tensor.
         axes: where height and width stand in its value.
+        reason: of "whole", in words.
     """
 
     kind: Local | str
     axes: Axes = MAP
+    reason: str = "looks at all positions"
 
 
 def as_pair(value: Any) -> Pair:

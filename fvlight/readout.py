@@ -160,7 +160,8 @@ class Readout:
             except what is computed in a narrower one on the way and read there (other layers).
         """
         size = (images.shape[-2], images.shape[-1])
-        self._require_size(size)
+        if self._whole or not self.window:
+            self._require_size(size)
         if self.window and size != tuple(self.image_size):
             raise FvlightError(
                 f"images of {size} pixels for layer {self.layers[0]!r}: its units see {tuple(self.image_size)}"

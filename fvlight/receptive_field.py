@@ -130,7 +130,7 @@ def _after(graph: Graph, node: fx.Node, branches: list[ReceptiveField]) -> Recep
     if kind == "whole":
         if graph.image_size is None:
             return None
-        return whole(graph.image_size, f"{_name(graph, node)} looks at all positions")
+        return whole(graph.image_size, f"{_name(graph, node)} {graph.operation(node).reason}")
     if isinstance(kind, Local):
         return _slide(branches[0], kind)
     return _hull(branches) if len({branch.stride for branch in branches}) == 1 else None
@@ -152,7 +152,7 @@ def first_unsupported(graph: Graph, target: fx.Node, known: dict[fx.Node, Recept
         return str(error)
     if kind == "whole":
         return (
-            f"{_name(graph, node)} looks at all positions and the size of the image is not known: "
+            f"{_name(graph, node)} {graph.operation(node).reason} and the size of the image is not known: "
             "give Network(..., image_size=(height, width))"
         )
     return f"branches of different strides meet at {node.name!r}"

@@ -1,12 +1,15 @@
 """What does a windowed readout save? Multiply-adds and seconds, against padded maps and a hook; in one process.
 
-    python scripts/benchmark_readout.py [--networks vgg19 resnet50_v1 googlenet_bvlc] [--batch 64] [--json FILE]
+    python scripts/benchmark_readout.py [--networks vgg19 resnet50_v1 googlenet_bvlc] [--batch 256] [--json FILE]
 
 One unit per image is read and differentiated with respect to the image, for a batch of images:
 
   windowed  `Readout(network, layer)` on images of the receptive field's size
   padded    the plain module with its padding on the same images, left after the layer; the unit in the map's middle
   whole     the plain module run to its end on images of its own size, the layer kept by a hook; the unit in the middle
+
+All figures are per unit. The large images come 32 at a time (their arithmetic fills the machine, and of more the memory
+would not hold the maps); the small ones in a larger batch, the same for both ways.
 
 The plain modules are in evaluation mode, their weights need no gradients. Multiply-adds are those of the layers'
 formulae, forward and backward: what fvlight does beyond them to go faster is not counted in its favour. "Efficiency"
@@ -35,6 +38,8 @@ from fvlight.zoo import load_network
 
 LAYERS = {"vgg19": "conv3_1", "resnet50_v1": "conv2_3", "googlenet_bvlc": "inception4a"}
 OPTIONS = {"vgg19": {"padding": True}}  # as it was published
+BATCH = {"vgg19": 256, "resnet50_v1": 256, "googlenet_bvlc": 32}  # images of the receptive field's size
+WHOLE_BATCH = 32  # images that the whole network takes
 LEAST = 0.3  # seconds of one measurement
 WHOLE = 224  # pixels of the images that all three networks are made for
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -76,31 +81,35 @@ def with_gradient(read: Callable[[Tensor], Tensor], images: Tensor) -> Callable[
     return run
 
 
-def variants(network: Network, layer: str, batch: int, dtype: torch.dtype) -> dict[str, Callable[[], Tensor]]:
+def variants(
+    network: Network, layer: str, batch: int, dtype: torch.dtype, whole_batch: int
+) -> dict[str, Callable[[], Tensor]]:
     """The three ways to read one unit per image, each with its gradient."""
     readout, path = Readout(network, layer), network.resolve(layer)
     generator = torch.Generator().manual_seed(0)
     small = 50 * torch.randn(batch, 3, *readout.image_size, generator=generator)
-    large = 50 * torch.randn(batch, 3, WHOLE, WHOLE, generator=generator).to(dtype)
+    large = 50 * torch.randn(whole_batch, 3, WHOLE, WHOLE, generator=generator).to(dtype)
     with torch.no_grad():
         count = readout(small[:1]).shape[1]  # type: ignore[union-attr]
-    units = torch.randint(count, (batch,), generator=generator)
+    units, others = (torch.randint(count, (n,), generator=generator) for n in (batch, whole_batch))
     module = network.module.eval().requires_grad_(False).to(dtype)
     plain = small.to(dtype)
     return {
         "windowed": with_gradient(lambda x: readout(x, units, dtype=dtype).sum(), small),  # type: ignore[union-attr]
         "padded": with_gradient(lambda x: hooked(module, path, x, units, leave=True), plain),
-        "whole": with_gradient(lambda x: hooked(module, path, x, units, leave=False), large),
+        "whole": with_gradient(lambda x: hooked(module, path, x, others, leave=False), large),
     }
 
 
-def counted(network: Network, layer: str, batch: int) -> dict[str, float]:
-    """Multiply-adds of each way. That of the window is the formula's: its gradient costs what its forward pass does.
+def counted(network: Network, layer: str, batch: int = 1) -> dict[str, float]:
+    """Multiply-adds of each way, for so many units.
+
+    Those of the window are the formula's: its gradient costs what its forward pass does.
 
     (fvlight's own backward kernels compute some products with zeros, because they are faster so. The last layer's row
     that belongs to each image's unit is a product of vectors, less than a thousandth, and not counted.)
     """
-    runs = variants(network, layer, batch, torch.float32)
+    runs = variants(network, layer, batch, torch.float32, batch)
     counts = {name: multiply_adds(runs[name]) for name in ("padded", "whole")}
     readout = Readout(network, layer)
     with torch.no_grad():
@@ -109,21 +118,23 @@ def counted(network: Network, layer: str, batch: int) -> dict[str, float]:
     return counts
 
 
-def compare(name: str, batch: int, repeats: int, dtype: str, weights: str) -> dict[str, object]:
-    """One network in one number type: all that is printed and written."""
+def compare(name: str, batch: int, whole_batch: int, repeats: int, dtype: str, weights: str) -> dict[str, object]:
+    """One network in one number type: all that is printed and written; multiply-adds and seconds per unit."""
     layer = LAYERS[name]
 
     def build() -> Network:
         return load_network(name, weights, **OPTIONS.get(name, {}))
 
-    counts = {variant: batch * count for variant, count in counted(build(), layer, 1).items()}
+    counts = counted(build(), layer)
+    batches = {"windowed": batch, "padded": batch, "whole": whole_batch}
     result: dict[str, object] = {
-        "network": name, "layer": layer, "dtype": dtype, "batch": batch,
+        "network": name, "layer": layer, "dtype": dtype, "batch": batches,
         "multiply_adds": counts, "seconds": {}, "time_ratio": {}, "efficiency": {}, "failed": {},
     }  # fmt: skip
-    runs = variants(build(), layer, batch, DTYPES[dtype])
+    runs = variants(build(), layer, batch, DTYPES[dtype], whole_batch)
     failed = {variant: why for variant, run in runs.items() if (why := failure(run))}
     times = interleaved({variant: run for variant, run in runs.items() if variant not in failed}, repeats, LEAST)
+    times = {variant: [value / batches[variant] for value in values] for variant, values in times.items()}
     result["failed"] = failed
     result["seconds"] = {variant: statistics.median(values) for variant, values in times.items()}
     for variant in (v for v in ("padded", "whole") if v in times and "windowed" in times):
@@ -145,15 +156,16 @@ def failure(run: Callable[[], object]) -> str:
 
 def show(result: dict) -> None:
     """One table."""
-    print(f"\n{result['network']} {result['layer']}, {result['batch']} images, {result['dtype']}")
-    print(f"  {'':10s}{'10^9 mult-adds':>15s}{'seconds':>10s}{'ratio':>10s}{'time ratio':>12s}{'efficiency':>12s}")
+    print(f"\n{result['network']} {result['layer']}, {result['dtype']}, per unit")
+    headings = {"": -10, "batch": 6, "10^6 mult-adds": 15, "ms": 10, "ratio": 10, "time ratio": 12, "efficiency": 12}
+    print("  " + "".join(f"{heading:>{width}s}" if width > 0 else " " * -width for heading, width in headings.items()))
     for variant in ("windowed", "padded", "whole"):
         count = result["multiply_adds"][variant]
-        line = f"  {variant:10s}{count / 1e9:15.3f}"
+        line = f"  {variant:10s}{result['batch'][variant]:6d}{count / 1e6:15.1f}"
         if variant in result["failed"]:
             print(f"{line}  {result['failed'][variant]}")
             continue
-        line += f"{result['seconds'][variant]:10.4f}{count / result['multiply_adds']['windowed']:10.2f}"
+        line += f"{1000 * result['seconds'][variant]:10.3f}{count / result['multiply_adds']['windowed']:10.2f}"
         if variant in result["time_ratio"]:
             line += f"{result['time_ratio'][variant]:12.2f}{100 * result['efficiency'][variant]:11.0f} %"
         print(line)
@@ -163,7 +175,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=list(LAYERS), choices=list(LAYERS))
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
-    parser.add_argument("--batch", type=int, default=64, help="images, the same for all three ways")
+    parser.add_argument("--batch", type=int, help=f"small images at a time (default: {BATCH})")
+    parser.add_argument("--whole-batch", type=int, default=WHOLE_BATCH, help="large images at a time")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--weights", default="random", choices=["random", "default"], help="see `load_network`")
@@ -175,7 +188,8 @@ def main(arguments: list[str] | None = None) -> None:
     results = []
     for name in given.networks:
         for dtype in given.dtypes:
-            results.append(compare(name, given.batch, given.repeats, dtype, given.weights))
+            batch = given.batch or BATCH[name]
+            results.append(compare(name, batch, given.whole_batch, given.repeats, dtype, given.weights))
             show(results[-1])
     if given.json is not None:
         given.json.write_text(json.dumps({"threads": given.threads, "results": results}, indent=2) + "\n")

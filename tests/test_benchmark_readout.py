@@ -66,10 +66,10 @@ def test_multiply_adds_of_vgg19_in_closed_form(script: ModuleType) -> None:
 def test_all_three_ways_read_and_differentiate(script: ModuleType) -> None:
     """The windowed one is the readout, the padded one the middle of a map; neither leaves a hook behind."""
     network = load_network("vgg19", "random", padding=True)
-    runs = script.variants(network, "conv3_1", 2, torch.float32)
+    runs = script.variants(network, "conv3_1", 2, torch.float32, 3)
     gradients = {name: run() for name, run in runs.items()}
     assert {name: tuple(gradient.shape) for name, gradient in gradients.items()} == {
-        "windowed": (2, 3, 24, 24), "padded": (2, 3, 24, 24), "whole": (2, 3, 224, 224),
+        "windowed": (2, 3, 24, 24), "padded": (2, 3, 24, 24), "whole": (3, 3, 224, 224),
     }  # fmt: skip
     # The middle unit (3, 3) of the padded map sees pixels 2 to 25 of 24 (its field begins at 3 * 4 - 10).
     support = (gradients["padded"] != 0).any(0).any(0)
@@ -96,13 +96,16 @@ def test_figures_in_the_table_and_in_the_file(
     monkeypatch.setattr(script, "LEAST", 0.0)
     monkeypatch.setattr(script, "WHOLE", 48)
     path = tmp_path / "figures.json"
-    script.main(["--networks", "vgg19", "--batch", "1", "--repeats", "1", "--threads", "1", "--json", str(path)])
+    given = "--networks vgg19 --batch 2 --whole-batch 1 --repeats 1 --threads 1 --json"
+    script.main([*given.split(), str(path)])
     written = json.loads(path.read_text())
     assert written["threads"] == 1
     assert [result["dtype"] for result in written["results"]] == ["float32", "bfloat16"]
     printed = capsys.readouterr().out
     for result in written["results"]:
-        assert (result["network"], result["layer"], result["batch"]) == ("vgg19", "conv3_1", 1)
+        assert (result["network"], result["layer"], result["batch"]) == (
+            "vgg19", "conv3_1", {"windowed": 2, "padded": 2, "whole": 1},
+        )  # fmt: skip
         for other in ("padded", "whole"):
             seconds = result["seconds"][other] / result["seconds"]["windowed"]  # of one round: the same ratio
             work = result["multiply_adds"][other] / result["multiply_adds"]["windowed"]
@@ -121,7 +124,7 @@ def test_a_way_that_lacks_a_kernel_is_named_and_left_out(
     monkeypatch.setattr(script, "WHOLE", 48)
     monkeypatch.setattr(script, "counted", lambda *_: {"windowed": 1.0, "padded": 2.0, "whole": 3.0})
     monkeypatch.setattr(script, "hooked", refuse)
-    result = script.compare("vgg19", 1, 1, "bfloat16", "random")
+    result = script.compare("vgg19", 1, 1, 1, "bfloat16", "random")
     script.show(result)
     assert list(result["seconds"]) == ["windowed"]
     assert result["efficiency"] == {}

@@ -791,6 +791,28 @@ def test_positions_in_the_maps_of_a_swin_transformer(library: str) -> None:
         Readout(network, layer, position=(16, 0))(images)
 
 
+def test_a_positional_embedding_makes_units_differ() -> None:
+    class Embedded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.out = nn.Conv2d(3, 8, 4, 4), nn.Identity()
+            self.embedding = nn.Parameter(torch.randn(1, 8, 7, 7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.patch(x) + self.embedding)
+
+    module, images = built(Embedded), random(2, 3, 28, 28)
+    network = Network(module, image_size=(28, 28), fixed_size=True)
+    readout = Readout(network, "out", position=(1, 2))
+    assert readout.field is not None
+    assert readout.field.whole_image
+    assert "'embedding', which differs from position to position" in readout.field.reason
+    assert relative_error(readout(images), module(images)[:, :, 1, 2]) < 1e-12  # type: ignore[arg-type]
+    # What lies before has windows, also in a network that takes images of one size only.
+    patch = Readout(network, "patch")(images[..., 4:8, 8:12])
+    assert relative_error(patch, module.patch(images)[:, :, 1, 2]) < 1e-12  # type: ignore[arg-type, operator]
+
+
 # --- layouts, sizes -------------------------------------------------------------------------------------
 
 
