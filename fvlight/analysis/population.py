@@ -1,0 +1,88 @@
+"""Claims about many units at once, each a statistic with a bootstrap interval over units [Cadena et al. 2018]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from fvlight.analysis.claims import Claim
+from fvlight.analysis.diverse import DiverseResult
+from fvlight.analysis.indices import Estimate, bootstrap
+from fvlight.network import Network
+
+LEAST = 0.05  # the share of units that "the least invariant" are
+
+
+def at_choice(values: Tensor, result: DiverseResult) -> Tensor:
+    """A figure (U, L) of each unit at its chosen lambda: (U,), NaN where none was chosen."""
+    nan = torch.tensor(float("nan"), dtype=values.dtype)
+    return torch.stack([nan if k is None else values[u, k] for u, k in enumerate(result.selected)])
+
+
+def chosen_images(result: DiverseResult) -> Tensor:
+    """The images (U, n, C, H, W) at each unit's chosen lambda; those at lambda 0 where none was chosen."""
+    return torch.stack([result.images[u, k or 0] for u, k in enumerate(result.selected)])
+
+
+def diversity_gains(result: DiverseResult) -> Tensor:
+    """Normalised diversity (U,) [C, Fig. 5]: smallest distance at the chosen lambda over that at lambda 0."""
+    return at_choice(result.diversity_gain, result)
+
+
+def invariance_of_units(results: Mapping[str, DiverseResult], networks: Mapping[str, Network]) -> list[Claim]:
+    """Figs. 4 and 5, from a run `trained` and runs `random_…` of the same units with random weights."""
+    trained = diversity_gains(results["trained"])
+    others = [diversity_gains(result) for name, result in results.items() if name.startswith("random")]
+    relative = at_choice(results["trained"].relative_activation, results["trained"])
+    least = bootstrap(lambda gains: float(np.quantile(gains, LEAST)), trained)
+    claims = [
+        Claim(
+            f"Even the least invariant units (lowest {LEAST:.0%}) are twice as diverse at the chosen lambda",
+            "Cadena 2018, Fig. 5B", f"gain {least}, at activations of {float(relative.min()):.2f} and more",
+            "gain >= 2, activation >= 0.9", least.value >= 2 and bool(relative.min() >= 0.9),
+        ),
+        Claim(
+            "The most invariant ones gain up to a hundredfold",
+            "Cadena 2018, Fig. 5B", f"largest gain {float(trained.nan_to_num(0).max()):.1f}, median "
+            f"{bootstrap(np.median, trained)}", "largest gain of the order of 100 (30 to 300)",
+            bool(30 <= trained.nan_to_num(0).max() <= 300),
+        ),
+    ]  # fmt: skip
+    if others:
+        claims.append(_against_random(trained, torch.cat(others), len(others)))
+    return claims
+
+
+def _against_random(trained: Tensor, random: Tensor, seeds: int) -> Claim:
+    """The ratio of the medians; the two sets of units are resampled each by itself."""
+
+    def ratio(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+        return float(np.median(one) / np.median(other))
+
+    found = bootstrap(ratio, trained, random, paired=False)
+    return Claim(
+        "Units with random weights are clearly less invariant",
+        "Cadena 2018, Sec. 4.2, Fig. 5",
+        f"median gain {float(trained.nanmedian()):.2f} trained, {float(random.nanmedian()):.2f} random "
+        f"({seeds} seeds); ratio {found}",
+        "ratio of the medians > 1, its interval above 1",
+        found.low > 1,
+    )
+
+
+def anticorrelation(combination: Tensor, shift: Tensor, where: str) -> Claim:
+    """Fig. 8: what likes averages of its images is not invariant to shifts, and the other way round."""
+
+    def rank(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+        return float(stats.spearmanr(one, other).statistic)
+
+    found: Estimate = bootstrap(rank, combination, shift)
+    return Claim(
+        f"Linear-combination and shift-invariance index are anticorrelated over the units of {where}",
+        "Cadena 2018, Fig. 8", f"Spearman's rho {found}", "rho < 0, its interval below 0", found.high < 0,
+    )  # fmt: skip

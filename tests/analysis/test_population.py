@@ -1,0 +1,74 @@
+"""fvlight.analysis.population: claims about populations that are made up to hold, or not to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from fvlight.analysis.diverse import DiverseResult
+from fvlight.analysis.population import anticorrelation, chosen_images, diversity_gains, invariance_of_units
+
+
+def result_with(gains: Tensor, kept: float = 0.95) -> DiverseResult:
+    """Units (U,) that reach these gains at the second of three lambdas, the last that keeps their activation."""
+    units = len(gains)
+    relative = torch.tensor([1.0, kept, 0.5])
+    distance = torch.stack([torch.ones(units), gains, 2 * gains], 1)
+    return DiverseResult(
+        units=list(range(units)), lambdas=[0.0, 1.0, 2.0],
+        images=torch.arange(3.0)[None, :, None, None, None, None].expand(units, 3, 2, 1, 1, 1),
+        activations=relative[None, :, None].expand(units, 3, 2), min_distance=distance, score=distance,
+        steps=torch.ones(units, 3), status=[["converged"] * 3] * units, redrawn=torch.zeros(units, 3), threshold=0.9,
+    )  # fmt: skip
+
+
+def gains_of(median: float, spread: float, count: int = 60, seed: int = 0) -> Tensor:
+    """Log-normal gains."""
+    generator = torch.Generator().manual_seed(seed)
+    return median * torch.exp(spread * torch.randn(count, generator=generator))
+
+
+def test_gains_and_images_are_those_at_the_chosen_lambda() -> None:
+    gains = gains_of(5, 0.5)
+    result = result_with(gains)
+    torch.testing.assert_close(diversity_gains(result), gains)
+    assert bool((chosen_images(result) == 1).all())
+    inactive = result_with(gains)
+    inactive.activations = -inactive.activations
+    assert bool(diversity_gains(inactive).isnan().all())
+    assert bool((chosen_images(inactive) == 0).all())
+
+
+@pytest.mark.parametrize(
+    ("trained", "random", "hold"),
+    [
+        (gains_of(15, 0.8), gains_of(2, 0.3, seed=1), [True, True, True]),
+        (gains_of(3, 0.8), gains_of(3, 0.8, seed=1), [False, False, False]),
+        (gains_of(2, 0.3), gains_of(15, 0.8, seed=1), [False, False, False]),
+    ],
+)
+def test_claims_hold_where_they_were_made_to(trained: Tensor, random: Tensor, hold: list[bool]) -> None:
+    results = {"trained": result_with(trained), "random_0": result_with(random), "random_1": result_with(random + 0.1)}
+    claims = invariance_of_units(results, {})
+    assert [claim.holds for claim in claims] == hold
+    assert f"{float(trained.median()):.2f} trained" in str(claims[2].measured)
+    low = float(np.quantile(trained.numpy(), 0.05))
+    assert f"gain {low:.3g} [" in str(claims[0].measured)
+
+
+def test_without_random_weights_there_is_no_comparison() -> None:
+    assert len(invariance_of_units({"trained": result_with(gains_of(15, 0.8))}, {})) == 2
+
+
+@pytest.mark.parametrize(("slope", "holds"), [(-1.0, True), (0.0, False), (1.0, False)])
+def test_the_indices_are_anticorrelated_or_not(slope: float, holds: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    one = torch.rand(64, generator=generator)
+    other = slope * one + 0.3 * torch.rand(64, generator=generator)
+    claim = anticorrelation(one, other, "conv3_1")
+    assert claim.holds is holds
+    rho = stats.spearmanr(one.numpy(), other.numpy()).statistic
+    assert f"rho {rho:.3g} [" in str(claim.measured)
