@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -54,11 +53,7 @@ class UnitReadout:
         self.readout = Readout(network, layers, image_size=image_size, position=position)
         self.image_size = self.readout.image_size
         self.image_shape = (network.input_space.channels, *self.image_size)
-
-    @cached_property
-    def units(self) -> int:
-        """How many there are."""
-        return count_units(self.readout)
+        self.units = count_units(self.readout)
 
     def __call__(self, images: Tensor, units: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """Images (b, n, C, H, W) and units (b,) to activations (b, n) and features (b, n, D)."""
