@@ -115,7 +115,7 @@ def _is_shape(node: fx.Node, known: dict[fx.Node, Operation]) -> bool:
 
 def _operation(call: Call, spatial: set[fx.Node]) -> Operation:
     operation = _of_module(call) if call.module is not None else _of_function(call)
-    if operation.kind not in ("whole", "reshape") and name_of(call.node) != "pad":
+    if operation.kind != "whole" and name_of(call.node) not in ("pad", *RESHAPES):
         sized = [node for node in call.node.all_input_nodes if node in spatial]
         if sized:
             raise call.unsupported(f"depends on the image's size by {sized[0].name!r}")
@@ -289,21 +289,30 @@ def _permute(call: Call) -> Operation:
 
 
 def _reshape(call: Call) -> Operation:
-    """Height and width live on where what stands before them, between them and behind them is as much as before."""
+    """Height and width live on where what stands before them, between them and behind them is as much as before.
+
+    Where an axis is split into blocks, as before space-to-depth, the blocks are the new positions.
+    """
     new = call.graph.shapes.get(call.node)
     if call.axes is None:
         return Operation("whole", None)
     if new is None or call.sources[0] not in call.graph.shapes:
         return _unknown_reshape(call)
-    old = call.shape
-    places = []
+    places: list[int] = []
+    blocks: list[int] = []
     for axis in call.axes:
-        before = math.prod(old[:axis])
-        found = [p for p, n in enumerate(new) if n == old[axis] and math.prod(new[:p]) == before]
-        if not found:
+        size, before = call.shape[axis], math.prod(call.shape[:axis])
+        begin = [p for p in range(len(new)) if math.prod(new[:p]) == before]
+        same = [p for p in begin if new[p] == size]
+        split = [p for p in begin if new[p] * math.prod(new[p + 1 : p + 2]) == size]
+        if not same and not split:
             return Operation("whole", None)
-        places.append(found[-1])
-    return Operation("reshape", (places[0], places[1]))
+        places.append((same or split)[-1])
+        blocks.append(1 if same else new[places[-1] + 1])
+    axes = (places[0], places[1])
+    if blocks == [1, 1]:
+        return Operation("reshape", axes)
+    return Operation(Local((blocks[0], blocks[1]), (blocks[0], blocks[1]), (0, 0), (1, 1)), axes)
 
 
 def _unknown_reshape(call: Call) -> Operation:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fvlight.classification import classify
+from fvlight.classification import RESHAPES, classify
 from fvlight.operations import (
     Axes,
     Call,
@@ -106,7 +106,7 @@ class Graph:
 
     def takes_sizes(self, node: fx.Node) -> bool:
         """A reshape or a padding, whose sizes follow from its input's."""
-        return node is not self.input and (self.kind(node) == "reshape" or name_of(node) == "pad")
+        return node is not self.input and (self.kind(node) == "reshape" or name_of(node) in ("pad", *RESHAPES))
 
     def call(self, node: fx.Node) -> Call:
         """A node with what it is called on."""

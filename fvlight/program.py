@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fvlight.classification import PADS, full_index, pad_widths
+from fvlight.classification import PADS, RESHAPES, full_index, pad_widths
 from fvlight.crops import Crop, crop_all
 from fvlight.frozen import FrozenConv2d, unit_rows
 from fvlight.fusion import Fused, fuse
@@ -155,7 +155,7 @@ class Program:
             return self._convolution(node, module, fused)
         windowed = bool(self.intervals) and node in self.graph.dynamic
         local = windowed and isinstance(self.graph.kind(node), Local)
-        if windowed and self.graph.kind(node) == "reshape":
+        if windowed and (self.graph.kind(node) == "reshape" or (local and name_of(node) in RESHAPES)):
             return _reshaped(self.graph, node)
         if local and (name_of(node) in ("getitem", "pad") or isinstance(module, PADS)):
             return _without_borders(self.graph, node)
@@ -307,12 +307,13 @@ def _reshaped(graph: Graph, node: fx.Node) -> Callable[[dict[fx.Node, Value]], V
     """The other axes as they were in tracing, height and width those of the window."""
     (source,) = graph.sources(node)
     old, new = graph.shape(source), graph.shape(node)
-    places = dict(zip(graph.axes(node) or (), graph.axes(source) or (), strict=True))
+    places: dict[int, int] = dict(zip(graph.axes(node) or (), graph.axes(source) or (), strict=True))
 
     def run(values: dict[fx.Node, Value]) -> Value:
         value = values[source]
         images = value.shape[0] * BATCH // old[0]
-        sizes = [value.shape[places[i]] if i in places else n for i, n in enumerate(new)]
+        # (of the window, in blocks of as many positions as in tracing)
+        sizes = [value.shape[places[i]] * n // old[places[i]] if i in places else n for i, n in enumerate(new)]
         return value.reshape([n if i in places or n % BATCH else n // BATCH * images for i, n in enumerate(sizes)])
 
     return run

@@ -96,6 +96,7 @@ TIMM = {
     "lcnet_050": ("blocks.2", "blocks.3.0"),
     "legacy_seresnet18": ("layer1.0.bn2",),
     "legacy_xception": ("block2", "block3"),
+    "tresnet_m": ("body.conv1", "body.layer1.0.conv2"),
     "levit_128": ("stem",),
     "coatnext_nano_rw_224": ("stages.1.blocks.1.down",),
     "mambaout_femto": ("stages.0",),

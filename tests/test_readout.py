@@ -865,6 +865,26 @@ def test_a_layer_whose_channels_stand_last(layer: str) -> None:
     assert readout(crop[:0]).shape == (0, 8)  # type: ignore[union-attr]
 
 
+def test_space_to_depth_has_windows() -> None:
+    """As in TResNet: blocks of 4 × 2 pixels become channels."""
+
+    class Blocked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.after = nn.Conv2d(3, 2, 3, padding=1), nn.Conv2d(16, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n, c, h, w = self.before(x).size()
+            x = self.before(x).view(n, c, h // 4, 4, w // 2, 2).permute(0, 3, 5, 1, 2, 4).contiguous()
+            return self.after(x.view(n, c * 8, h // 4, w // 2))
+
+    module, images = built(Blocked), random(2, 3, 32, 32)
+    readout = Readout(Network(module), "after")
+    assert readout.field == ReceptiveField((14, 8), (4, 2), (-5, -3))
+    value = readout(images[..., 3:17, 9:17])  # unit (2, 6)
+    assert relative_error(value, module(images)[:, :, 2, 6]) < 1e-12  # type: ignore[arg-type]
+
+
 def test_decisions_by_size_are_taken_anew_for_another_size() -> None:
     """TensorFlow's "same" padding: as much as the size leaves over, and none where nothing is."""
 
