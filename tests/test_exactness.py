@@ -167,6 +167,7 @@ TIMM_CASES = [(name, layer) for name, layers in TIMM.items() for layer in layers
 # Their Python decides by the image's size (TensorFlow's "same" padding), or takes no images of odd sizes: the sides of
 # their images differ from the network's own by multiples of 32.
 PARTICULAR = {
+    "coatnext_nano_rw_224",
     "dla34",
     "dm_nfnet_f0",
     "hrnet_w18_small",
@@ -174,6 +175,7 @@ PARTICULAR = {
     "pnasnet5large",
     "resnetaa50",
     "tf_efficientnetv2_b0",
+    "tresnet_m",
 }
 
 
