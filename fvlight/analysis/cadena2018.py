@@ -11,7 +11,7 @@ from fvlight.analysis.claims import Claim
 from fvlight.analysis.combinations import subset_averages
 from fvlight.analysis.diverse import DiverseResult
 from fvlight.analysis.phases import circular_gaps, in_plane_images, largest_cluster, phase_plane, phases
-from fvlight.analysis.population import invariance_of_units
+from fvlight.analysis.population import invariance_of_units, shifts_and_averages
 from fvlight.network import Network
 from fvlight.readout import Readout
 
@@ -190,4 +190,5 @@ CLAIMS: dict[str, Callable[[Results, Networks], list[Claim]]] = {
     "network_units": network_units,
     "corner": corner,
     "invariance_of_units": invariance_of_units,
+    "shifts_and_averages": shifts_and_averages,
 }

@@ -26,6 +26,7 @@ class DiverseResult:
         status: (U, L) `converged`, `max_steps`, `nan` or `interrupted`.
         redrawn: (U, L) images whose start left the unit silent and was drawn again.
         threshold: least relative activation at the chosen lambda.
+        layer: of the units.
     """
 
     units: list[int]
@@ -39,6 +40,7 @@ class DiverseResult:
     redrawn: Tensor
     threshold: float
     warnings: list[str] = field(default_factory=list)
+    layer: str = ""
 
     @property
     def mean_activation(self) -> Tensor:

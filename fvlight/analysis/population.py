@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,8 @@ from torch import Tensor
 
 from fvlight.analysis.claims import Claim
 from fvlight.analysis.diverse import DiverseResult
-from fvlight.analysis.indices import Estimate, bootstrap
+from fvlight.analysis.indices import Estimate, bootstrap, combination_index, shift_index
+from fvlight.errors import FvlightError
 from fvlight.network import Network
 
 LEAST = 0.05  # the share of units that "the least invariant" are
@@ -73,6 +76,55 @@ def _against_random(trained: Tensor, random: Tensor, seeds: int) -> Claim:
         "ratio of the medians > 1, its interval above 1",
         found.low > 1,
     )
+
+
+@dataclass(frozen=True)
+class LayerIndices:
+    """The two indices of a layer's units, (U,) each: linear combination, shift invariance."""
+
+    layer: str
+    units: list[int]
+    combination: Tensor
+    shift: Tensor
+
+
+def indices_of_layers(results: Mapping[str, Any], networks: Mapping[str, Network]) -> list[LayerIndices]:
+    """From runs `diverse_X` and `texture_X` of the same units, for every X, in their order."""
+    found = []
+    for name, diverse in results.items():
+        kind, _, which = name.partition("_")
+        if kind != "diverse":
+            continue
+        texture, network = results[f"texture_{which}"], networks[name]
+        if diverse.units != texture.units:
+            raise FvlightError(f"runs diverse_{which} and texture_{which} are of different units: give both the same")
+        images = chosen_images(diverse)
+        templates = torch.stack([diverse.activations[u, k or 0] for u, k in enumerate(diverse.selected)])
+        combination = combination_index(network, diverse.layer, images, diverse.units)
+        shift = shift_index(texture.activations, templates)
+        found.append(LayerIndices(diverse.layer, diverse.units, combination, shift))
+    return found
+
+
+def shifts_and_averages(results: Mapping[str, Any], networks: Mapping[str, Network]) -> list[Claim]:
+    """Fig. 8, from runs `diverse_X` and `texture_X`, of one layer each."""
+    layers = indices_of_layers(results, networks)
+    claims = [anticorrelation(one.combination, one.shift, one.layer) for one in layers]
+    if len(layers) > 1:
+        first, last = layers[0], layers[-1]
+
+        def fall(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+            return float(np.mean(one) - np.mean(other))
+
+        found = bootstrap(fall, first.shift, last.shift, paired=False)
+        means = ", ".join(f"{one.layer} {float(one.shift.nanmean()):.2f}" for one in layers)
+        claims.append(
+            Claim(
+                f"The shift-invariance index falls from {first.layer} to {last.layer}",
+                "Cadena 2018, Fig. 8", f"means {means}; fall {found}", "a fall, its interval above 0", found.low > 0,
+            )
+        )  # fmt: skip
+    return claims
 
 
 def anticorrelation(combination: Tensor, shift: Tensor, where: str) -> Claim:

@@ -294,7 +294,7 @@ class DiverseTask(ProblemTask):
         return DiverseResult(
             units=self.units, lambdas=self.lambdas, images=images[best], activations=activations[best],
             min_distance=distance[best], score=score[best], steps=self.steps[best], status=status,
-            redrawn=self.redrawn[best], threshold=self.threshold, warnings=self._warnings(),
+            redrawn=self.redrawn[best], threshold=self.threshold, warnings=self._warnings(), layer=self.reader.layer,
         )  # fmt: skip
 
     def _warnings(self) -> list[str]:

@@ -30,6 +30,7 @@ class TextureResult:
         textures: (U, C, S, S') float32 in the network's input space, at their scale.
         activations: (U, P, Q) of all windowed crops, by where they begin, from a final float32 pass.
         steps, status: (U,) solver steps; `converged`, `max_steps`, `nan` or `interrupted`.
+        layer: of the units.
     """
 
     units: list[int]
@@ -38,6 +39,7 @@ class TextureResult:
     steps: Tensor
     status: list[str]
     warnings: list[str] = field(default_factory=list)
+    layer: str = ""
 
     @property
     def mean_activation(self) -> Tensor:
@@ -242,5 +244,5 @@ class TextureTask(ProblemTask):
         warnings = [f"{count} starting textures left their unit silent and were drawn again"] if count else []
         return TextureResult(
             self.units, textures[best], activations[best], self.steps[best],
-            [Status(int(self.pool.status[i])).label for i in best], warnings,
+            [Status(int(self.pool.status[i])).label for i in best], warnings, self.layer,
         )  # fmt: skip

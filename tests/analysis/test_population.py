@@ -6,10 +6,19 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
+from fvlight import FvlightError, Network
 from fvlight.analysis.diverse import DiverseResult
-from fvlight.analysis.population import anticorrelation, chosen_images, diversity_gains, invariance_of_units
+from fvlight.analysis.indices import combination_index
+from fvlight.analysis.population import (
+    anticorrelation,
+    chosen_images,
+    diversity_gains,
+    indices_of_layers,
+    invariance_of_units,
+)
+from fvlight.tasks import TextureResult
 
 
 def result_with(gains: Tensor, kept: float = 0.95) -> DiverseResult:
@@ -72,3 +81,26 @@ def test_the_indices_are_anticorrelated_or_not(slope: float, holds: bool) -> Non
     assert claim.holds is holds
     rho = stats.spearmanr(one.numpy(), other.numpy()).statistic
     assert f"rho {rho:.3g} [" in str(claim.measured)
+
+
+def test_the_indices_of_layers_come_from_pairs_of_runs() -> None:
+    """A linear unit on the images' own plane; textures whose crops drive it half as much."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3))
+    images = torch.randn(2, 3, 6, 1, 5, 5)
+    images /= images.flatten(3).norm(dim=3)[..., None, None, None]
+    network, units = Network(module, "n"), [2, 0]
+    with torch.no_grad():
+        activations = torch.stack([module(images[u].flatten(0, 1))[:, unit].view(3, 6) for u, unit in enumerate(units)])
+    relative = torch.tensor([1.0, 0.95, 0.2])
+    scaled = activations[:, :1].abs() * relative[:, None]  # lambda 1 is chosen
+    diverse = result_with(torch.tensor([3.0, 4.0]))
+    diverse.units, diverse.images, diverse.activations, diverse.layer = units, images, scaled, "2"
+    texture = TextureResult(units, torch.zeros(2, 1, 9, 9), 0.5 * scaled[:, 1:2, :4], torch.zeros(2), ["converged"] * 2)
+    (found,) = indices_of_layers({"diverse_a": diverse, "texture_a": texture}, {"diverse_a": network})
+    torch.testing.assert_close(found.shift, 0.5 * scaled[:, 1, :4].mean(1) / scaled[:, 1].mean(1))
+    expected = combination_index(network, "2", images[:, 1], units)
+    torch.testing.assert_close(found.combination, expected)
+    texture.units = [2, 1]
+    with pytest.raises(FvlightError, match="diverse_a and texture_a are of different units"):
+        indices_of_layers({"diverse_a": diverse, "texture_a": texture}, {"diverse_a": network})
