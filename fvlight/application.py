@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 
 import fvlight
 from fvlight.analysis import cadena2018
-from fvlight.analysis.diverse import DiverseResult
 from fvlight.errors import FvlightError, unknown
+from fvlight.kinds import kind_named, metric_rows, nan_problems
 from fvlight.network import Network
 from fvlight.paper_figures import draw_averages, draw_phases
-from fvlight.priors import TotalVariation
-from fvlight.readout import Readout
 from fvlight.report import write_report
 from fvlight.results import write_images, write_metrics, write_summary
-from fvlight.settings import number, numbers, parse_position, parse_units, resolve_norm
-from fvlight.solvers import Adam, Patience
-from fvlight.tasks import DiverseTask
+from fvlight.settings import chosen_layer, number
 from fvlight.tasks.base import PRECISIONS
-from fvlight.tasks.diverse import UnitReadout
 from fvlight.training import AtomicCheckpointIO, ProblemProgressBar, SaveRegularly, StopOnInterrupt
 from fvlight.training.checkpoints import FILE_NAME
 
@@ -37,13 +31,17 @@ FIGURES = {"complex_cells": draw_phases, "corner": draw_averages}
 
 @dataclass
 class Outcome:
-    """What a run or an experiment left behind; ``results`` and ``networks`` by the names of its runs."""
+    """What a run or an experiment left behind; ``results``, ``networks`` and ``nan`` by the names of its runs.
+
+    ``nan`` names, in words, the problems that became NaN; runs without any are not in it.
+    """
 
     summary: dict[str, Any]
-    results: dict[str, DiverseResult]
+    results: dict[str, Any]
     networks: dict[str, Network]
     report: Path
     interrupted: bool
+    nan: dict[str, str] = field(default_factory=dict)
 
 
 def build_network(config: Mapping[str, Any]) -> Network:
@@ -72,72 +70,9 @@ def network_to_list(config: Mapping[str, Any]) -> Network:
     return build_network(config)
 
 
-def chosen_layer(config: Mapping[str, Any]) -> str:
-    """The layer of a run's configuration; the networks of libraries have no default one."""
-    if config["layer"] is None:
-        name = config["network"]["name"]
-        raise FvlightError(
-            f"layer is not set, and there is no obvious one in network {name!r}: give layer=NAME "
-            f"(fvlight network={name} --list-layers prints them)"
-        )
-    return str(config["layer"])
-
-
-def build_task(config: Mapping[str, Any], network: Network) -> tuple[DiverseTask, str]:
-    """The task, and a few words on where the norm of its images comes from."""
-    layer, solver, grid, prior = chosen_layer(config), config["solver"], config["lambda_grid"], config["prior"]
-    image_size = None if config["image_size"] is None else numbers(config, "image_size", 2, int)
-    preconditioned = config["parameterization"]["preconditioned"]
-    if not isinstance(preconditioned, bool):
-        raise FvlightError(f"parameterization.preconditioned={preconditioned}: there are true and false")
-    try:
-        position = parse_position(config.get("position"))
-        reader = UnitReadout(network, layer, config["distance_layer"], image_size, position)
-    except RuntimeError as error:
-        if image_size is None:
-            raise
-        raise FvlightError(
-            f"image_size={list(image_size)}: layer {layer!r} of {network.name!r} can't be computed on such images "
-            f"({str(error).splitlines()[0]}): give a larger [height, width]"
-        ) from error
-    norm, origin = resolve_norm(config, network, layer, reader.image_size)
-    betas = numbers(solver, "betas", 2, float, "solver.")
-    task = DiverseTask(
-        network,
-        layer,
-        parse_units(config["unit"], reader.units, layer),
-        norm=norm,
-        lambdas=numbers(grid, "values", None, float, "lambda_grid."),
-        distance_layer=config["distance_layer"],
-        convention=config["convention"],
-        threshold=number(config, "threshold"),
-        images_per_problem=number(config, "images_per_problem", int),
-        restarts=number(config, "restarts", int),
-        seed=number(config, "seed", int),
-        continuation=grid["continuation"],
-        prior=_prior(prior["name"]),
-        alpha=number(prior, "alpha", float, "prior."),
-        preconditioned=preconditioned,
-        adam=Adam(number(solver, "lr", float, "solver."), betas, number(solver, "eps", float, "solver.")),  # type: ignore[arg-type]
-        patience=Patience(
-            number(solver, "max_steps", int, "solver."),
-            number(solver, "patience", int, "solver."),
-            number(solver, "decay", float, "solver."),
-        ),
-        at_once=number(solver, "at_once", int, "solver."),
-        inner_steps=number(solver, "inner_steps", int, "solver."),
-        image_size=image_size,
-        reader=reader,
-    )
-    return task, origin
-
-
-def _prior(name: str) -> torch.nn.Module | None:
-    priors: dict[str, type[torch.nn.Module] | None] = {"none": None, "total_variation": TotalVariation}
-    if name not in priors:
-        raise unknown("prior", name, priors)
-    kind = priors[name]
-    return None if kind is None else kind()
+def build_task(config: Mapping[str, Any], network: Network) -> tuple[Any, str]:
+    """The task of a run, of whatever kind, and a few words on where the norm of its images comes from."""
+    return kind_named(config).build(config, network)
 
 
 def run(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, command: str) -> Outcome:
@@ -146,13 +81,34 @@ def run(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, command
     Raises:
         FvlightError: see the text; what had been computed is written before the error about NaN.
     """
-    chosen_layer(config)  # before weights are downloaded
+    layer = chosen_layer(config)  # before weights are downloaded
+    kind = kind_named(config)
     network = build_network(config)
-    task, origin = build_task(config, network)
-    if (window := _window(task.reader.readout)) and config["image_size"] is None:
-        size = " x ".join(str(side) for side in task.reader.image_size)
-        why = window["whole_image"]
-        print(f"the units of {task.reader.layer!r} see the whole image of {size} pixels: {why}", file=sys.stderr)
+    task, origin = kind.build(config, network)
+    settings = kind.settings(task, origin)
+    if (why := settings.get("whole_image")) and config["image_size"] is None:
+        size = " x ".join(str(side) for side in settings["image_size"])
+        print(f"the units of {layer!r} see the whole image of {size} pixels: {why}", file=sys.stderr)
+    precision, interrupted = _fit(config, task, run_dir, logger)
+    result = task.result or task.collect()
+    write_images(run_dir, **kind.tensors(result, network))
+    write_metrics(run_dir, kind.COLUMNS, metric_rows(task))
+    nan = nan_problems(kind.problems(result))
+    results, networks = {network.name: result}, {network.name: network}
+    summary = {
+        **_summary(config, task, settings, precision, command),
+        "complete": result.complete,
+        "units": result.summary(),
+        "warnings": [*result.warnings, *([f"became NaN and kept their last finite images: {nan}"] if nan else [])],
+        "claims": conclude(config, results, networks, run_dir),
+    }
+    write_summary(run_dir, summary)
+    report = write_report(run_dir)
+    return Outcome(summary, results, networks, report, interrupted, {network.name: nan} if nan else {})
+
+
+def _fit(config: Mapping[str, Any], task: L.LightningModule, run_dir: Path, logger: Logger | None) -> tuple[str, bool]:
+    """Fit the task, from its checkpoint where there is one. The precision, and whether Ctrl-C ended it."""
     checkpoint = run_dir / "checkpoints" / FILE_NAME
     if checkpoint.exists():
         print(f"going on from {checkpoint}", file=sys.stderr)
@@ -164,15 +120,7 @@ def run(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, command
         raise KeyboardInterrupt from error
     finally:
         interrupt.restore()
-    result = task.result or task.collect()
-    write_images(run_dir, result.images, network.input_space.to_display(result.images))
-    write_metrics(run_dir, *metrics(task))
-    summary = _summary(config, task, result, origin, str(trainer.precision), command)
-    results, networks = {network.name: result}, {network.name: network}
-    summary["claims"] = conclude(config, results, networks, run_dir)
-    write_summary(run_dir, summary)
-    report = write_report(run_dir)
-    return Outcome(summary, results, networks, report, interrupt.requested)
+    return str(trainer.precision), interrupt.requested
 
 
 def _trainer(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, interrupt: StopOnInterrupt) -> L.Trainer:
@@ -205,7 +153,7 @@ def _trainer(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, in
 
 def conclude(
     config: Mapping[str, Any],
-    results: Mapping[str, DiverseResult],
+    results: Mapping[str, Any],
     networks: Mapping[str, Network],
     run_dir: Path,
 ) -> list[dict[str, Any]]:
@@ -221,89 +169,43 @@ def conclude(
 
 
 def _summary(
-    config: Mapping[str, Any],
-    task: DiverseTask,
-    result: DiverseResult,
-    origin: str,
-    precision: str,
-    command: str,
+    config: Mapping[str, Any], task: Any, settings: dict[str, Any], precision: str, command: str
 ) -> dict[str, Any]:
-    warnings = list(result.warnings)
-    nan = nan_problems(result)
-    if nan:
-        warnings.append(f"became NaN and kept their last finite images: {nan}")
+    """``summary.json`` but for units, warnings and claims; ``settings`` are those of the kind of task."""
     return {
-        "task": "diverse",
+        "task": config["task"]["name"],
         "network": config["network"]["name"],
         "weights": config["network"]["weights"],
-        "layer": task.reader.layer,
-        "distance_layer": task.reader.distance_layer,
-        "convention": task.convention.name,
-        "threshold": task.threshold,
-        "complete": result.complete,
+        "layer": chosen_layer(config),
+        **settings,
         "seed": task.seed,
-        "images_per_problem": task.images_per_problem,
-        "restarts": task.restarts,
-        "continuation": task.continuation,
-        "norm": task.parameterization.norm,
-        "norm_origin": origin,
-        "image_size": list(task.reader.image_size),
-        **_window(task.reader.readout),
         "prior": config["prior"]["name"],
         "alpha": task.alpha,
         "precision": precision,
         "seconds": round(task.seconds, 3),
         "version": fvlight.__version__,
         "command": command,
-        "units": result.summary(),
-        "warnings": warnings,
     }
-
-
-def _window(readout: Readout) -> dict[str, Any]:
-    """For units that see the whole image: why, and which one of each channel was read."""
-    if readout.field is None or not readout.field.whole_image:
-        return {}
-    position = readout.position
-    at = "center of the map, or mean over tokens" if position is None else position
-    return {"whole_image": readout.field.reason, "position": list(at) if isinstance(at, tuple) else at}
-
-
-def nan_problems(result: DiverseResult) -> str:
-    """The problems whose best start became NaN, in words; empty if there is none."""
-    bad = [
-        f"unit {unit} at lambda {value:g}"
-        for unit, row in zip(result.units, result.status, strict=True)
-        for value, status in zip(result.lambdas, row, strict=True)
-        if status == "nan"
-    ]
-    return ", ".join(bad[:4]) + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
-
-
-def metrics(task: DiverseTask) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of ``metrics.csv``: how each problem went, block by block."""
-    columns = ["problem", "unit", "lambda", "start", "step", "score", "mean_activation", "min_distance"]
-    rows = [
-        [int(problem), *task.address(int(problem)), int(step), *figures]
-        for problem, step, *figures in (row for block in task.history for row in block.tolist())
-    ]
-    return columns, sorted(rows, key=lambda row: (row[0], row[4]))
 
 
 def run_experiment(
     config: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]], run_dir: Path, command: str
 ) -> Outcome:
     """Several runs, each in a folder of its own, and the claims about all of them together."""
-    results: dict[str, DiverseResult] = {}
+    results: dict[str, Any] = {}
     networks: dict[str, Network] = {}
     parts: dict[str, Any] = {}
+    nan: dict[str, str] = {}
     for name, part in runs.items():
         print(f"{name}", file=sys.stderr)
         outcome = run(part, run_dir / name, None, command)
         (results[name],), (networks[name],) = outcome.results.values(), outcome.networks.values()
         parts[name] = {
-            key: outcome.summary[key] for key in ("network", "layer", "complete", "seconds", "units", "warnings")
+            key: outcome.summary[key]
+            for key in ("task", "network", "layer", "complete", "seconds", "units", "warnings")
         }
+        for text in outcome.nan.values():
+            nan[name] = text
         if outcome.interrupted:
             return outcome
     summary = {
@@ -318,4 +220,4 @@ def run_experiment(
         "warnings": [f"{name}: {text}" for name, part in parts.items() for text in part["warnings"]],
     }
     write_summary(run_dir, summary)
-    return Outcome(summary, results, networks, write_report(run_dir), interrupted=False)
+    return Outcome(summary, results, networks, write_report(run_dir), interrupted=False, nan=nan)

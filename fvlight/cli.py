@@ -130,19 +130,23 @@ def _outcome(settings: dict[str, Any], overrides: list[str], run_dir: Path, comm
 
 
 def _part(changes: list[str], overrides: list[str]) -> dict[str, Any]:
-    """The configuration of one run of an experiment: its own changes, then what the user typed."""
+    """The configuration of one run of an experiment."""
     from hydra import compose
     from omegaconf import OmegaConf
 
     add_library_networks(changes)
-    config = compose(CONFIG, overrides=[*changes, *overrides])
+    config = compose(CONFIG, overrides=in_order(changes, overrides))
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def in_order(changes: list[str], typed: list[str]) -> list[str]:
+    """A run's own changes, then what the user typed, then those changes that make the run what it is (``!``)."""
+    first = [text for text in changes if not text.startswith("!")]
+    return [*first, *typed, *(text[1:] for text in changes if text.startswith("!"))]
 
 
 def _finish(outcome: Outcome, run_dir: Path) -> int:
     """The last lines on the terminal, and the exit status."""
-    from fvlight.application import nan_problems
-
     for claim in outcome.summary["claims"]:
         verdict = {True: "holds", False: "DOES NOT HOLD", None: "undecided"}[claim["holds"]]
         print(f"{verdict}: {claim['claim']} ({claim['measured']}; expected {claim['expected']})")
@@ -151,10 +155,10 @@ def _finish(outcome: Outcome, run_dir: Path) -> int:
         return 130
     if outcome.summary["task"] == "experiment":
         print(outcome.report)
-    nan = [f"{name}: {text}" for name, result in outcome.results.items() if (text := nan_problems(result))]
-    if nan:
+    if outcome.nan:
+        nan = "; ".join(f"{name}: {text}" for name, text in outcome.nan.items())
         raise FvlightError(
-            f"became NaN and kept their last finite images: {'; '.join(nan)}; try a smaller solver.lr or "
+            f"became NaN and kept their last finite images: {nan}; try a smaller solver.lr or "
             f"trainer.precision=32-true. Everything else is in {run_dir}"
         )
     return 0
@@ -303,7 +307,7 @@ def _explain_hydra(error: BaseException) -> str:
             return f"no {group} {name!r}: {did_you_mean(name, _options(group))} (write {group}=NAME)"
     key = re.search(r"Could not override '([^']+)'", text)
     if key:
-        return f"no setting {key[1]!r}: {did_you_mean(key[1], _keys())}"
+        return _explain_key(key[1])
     override = getattr(error, "override", None)
     if override:
         return f"can't read {override!r}: {_one_line(text.splitlines()[0])}; quote lists for the shell: 'unit=[13,22]'"
@@ -318,15 +322,25 @@ def _options(group: str) -> list[str]:
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
-def _keys() -> list[str]:
-    """The full names of all settings of the default configuration."""
+def _explain_key(key: str) -> str:
+    """A key that the configuration does not have; another task's may."""
+    keys = {task: _keys(task) for task in _options("task")}
+    tasks = [task for task, known in keys.items() if key in known]
+    if tasks and len(tasks) < len(keys):
+        return f"no setting {key!r} in this task: it belongs to task={' and task='.join(tasks)}"
+    every = dict.fromkeys(name for known in keys.values() for name in known if name != key)
+    return f"no setting {key!r}: {did_you_mean(key, every)}"
+
+
+def _keys(task: str) -> list[str]:
+    """The full names of all settings of a task's default configuration."""
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
     GlobalHydra.instance().clear()
     with initialize_config_module("fvlight.conf", version_base="1.3"):
-        config = OmegaConf.to_container(compose(CONFIG))
+        config = OmegaConf.to_container(compose(CONFIG, overrides=[f"task={task}"]))
 
     def walk(node: Any, prefix: str) -> Iterator[str]:
         for key, value in node.items():

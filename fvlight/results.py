@@ -50,9 +50,10 @@ def write_summary(run_dir: Path, summary: dict[str, Any]) -> Path:
     return write_atomically(run_dir / SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def write_images(run_dir: Path, images: Tensor, display: Tensor) -> Path:
-    """``images.safetensors``: `images` float32 in input space, `display` uint8, both (U, L, n, C, H, W)."""
-    tensors = {"images": images.contiguous(), "display": display.contiguous()}
+def write_images(run_dir: Path, images: Tensor, display: Tensor, **others: Tensor) -> Path:
+    """``images.safetensors``: `images` float32 in input space, `display` uint8, both (U, L, n, C, H, W); and others."""
+    tensors = {"images": images, "display": display, **others}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     def write(path: Path) -> None:
         path.touch()

@@ -16,6 +16,17 @@ from fvlight.network import Network
 from fvlight.readout import Position
 
 
+def chosen_layer(config: Mapping[str, Any]) -> str:
+    """The layer of a run's configuration; the networks of libraries have no default one."""
+    if config["layer"] is None:
+        name = config["network"]["name"]
+        raise FvlightError(
+            f"layer is not set, and there is no obvious one in network {name!r}: give layer=NAME "
+            f"(fvlight network={name} --list-layers prints them)"
+        )
+    return str(config["layer"])
+
+
 def parse_units(given: Any, available: int, layer: str) -> list[int]:
     """Unit numbers from ``all``, ``13``, ``0:64``, ``0:256:8`` or a list of such; in order, each once.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +15,11 @@ from safetensors.torch import save_file
 
 from fvlight import application, cli
 from fvlight.analysis import cadena2018
-from fvlight.application import build_network, build_task, metrics, nan_problems, network_to_list
+from fvlight.application import build_network, build_task, network_to_list
+from fvlight.cli import in_order
 from fvlight.cli_networks import add_library_networks
 from fvlight.errors import FvlightError
+from fvlight.kinds import KINDS
 from fvlight.network import Network
 from fvlight.tasks.diverse import LAMBDAS
 from fvlight.zoo import list_networks, load_network
@@ -94,7 +95,7 @@ def parts(*overrides: str) -> list[dict[str, Any]]:
     if not config["runs"]:
         return [config]
     typed = [text for text in overrides if not text.startswith("experiment=")]
-    return [settings(*changes, *typed) for changes in config["runs"].values()]
+    return [settings(*in_order(changes, typed)) for changes in config["runs"].values()]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -106,13 +107,32 @@ def test_every_experiment_builds_its_task(name: str) -> None:
         task, origin = build_task(config, network)
         assert task.units
         assert "preset" in origin
-        assert task.lambdas == pytest.approx(LAMBDAS, rel=1e-9)
+        if config["task"]["name"] == "diverse":
+            assert task.lambdas == pytest.approx(LAMBDAS, rel=1e-9)
+
+
+def test_what_makes_a_run_of_an_experiment_is_not_overridden() -> None:
+    runs = parts("experiment=cadena2018/fig5_random_weights", "network.weights=my.safetensors", "unit=3")
+    assert [run["network"]["weights"] for run in runs] == ["my.safetensors", "random", "random"]
+    assert [run["network"]["seed"] for run in runs] == [0, 0, 1]
+    assert {run["unit"] for run in runs} == {3}
 
 
 def test_the_papers_grid() -> None:
     assert settings()["lambda_grid"]["values"] == pytest.approx([0] + [0.02 * 2**k for k in range(11)])
     coarse = settings("lambda_grid=coarse")["lambda_grid"]["values"]
     assert coarse == pytest.approx([0] + [0.02 * 4**k for k in range(6)])
+
+
+def test_every_kind_of_task_has_a_file() -> None:
+    for name in KINDS:
+        assert settings(f"task={name}")["task"] == {"name": name}
+    assert sorted(KINDS) == [name.partition("/")[2] for name in FILES if name.startswith("task/")]
+
+
+def test_a_kind_of_task_that_does_not_exist() -> None:
+    with pytest.raises(FvlightError, match=r"no task 'textures'.*'texture'"):
+        build_task(settings("task.name=textures"), load_network("energy_cell"))
 
 
 # -- the task ----------------------------------------------------------------------------------------------
@@ -285,40 +305,7 @@ def test_a_list_of_layers_is_no_way_around_an_error(typed: list[str], text: str)
         network_to_list(settings(*typed))
 
 
-# -- small parts of the summary ----------------------------------------------------------------------------
-
-
-def test_nan_problems_are_named() -> None:
-    words = [["nan", "converged"], ["max_steps", "nan"]]
-    result = SimpleNamespace(units=[4, 9], lambdas=[0.0, 0.02], status=words)
-    assert nan_problems(result) == "unit 4 at lambda 0, unit 9 at lambda 0.02"  # type: ignore[arg-type]
-    result.status = [["converged", "interrupted"]] * 2
-    assert nan_problems(result) == ""  # type: ignore[arg-type]
-
-
-def test_many_nan_problems_are_counted() -> None:
-    result = SimpleNamespace(units=[0, 1, 2], lambdas=[0.0, 1.0], status=[["nan", "nan"]] * 3)
-    text = nan_problems(result)  # type: ignore[arg-type]
-    assert text.count("unit") == 4
-    assert text.endswith("and 2 more")
-
-
-def test_metrics_are_in_order_of_problems_and_steps() -> None:
-    address = {0: (9, 0.0, 0), 1: (9, 0.5, 0), 2: (9, 0.5, 1), 3: (4, 0.0, 0)}
-    blocks = [
-        torch.tensor([[3.0, 5, 1.5, 2.5], [2, 5, 3, 4]], dtype=torch.float64),
-        torch.tensor([[1.0, 5, 6, 7], [0, 5, 8, 9], [3, 10, 1, 2]], dtype=torch.float64),
-    ]
-    task = SimpleNamespace(history=blocks, address=address.__getitem__)
-    columns, rows = metrics(task)  # type: ignore[arg-type]
-    assert columns[:5] == ["problem", "unit", "lambda", "start", "step"]
-    assert rows == [
-        [0, 9, 0.0, 0, 5, 8, 9],
-        [1, 9, 0.5, 0, 5, 6, 7],
-        [2, 9, 0.5, 1, 5, 3, 4],
-        [3, 4, 0.0, 0, 5, 1.5, 2.5],
-        [3, 4, 0.0, 0, 10, 1, 2],
-    ]
+# -- claims ------------------------------------------------------------------------------------------------
 
 
 def test_claims_that_do_not_exist(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from .mosaic import ACCENT, DPI, HIGHLIGHT, INK, MUTED, PLACEHOLDER, Cell, Pixels, Sheet, figure_png, has_tiles, plain
 from .run_data import (
     ABSENT,
+    DisplayImages,
     RunData,
     SweepPoint,
     UnitResult,
@@ -22,6 +23,7 @@ from .run_data import (
     open_display,
     write_atomically,
 )
+from .textures import MAX_TEXTURES, TextureBlock, texture_caption, texture_cells, texture_sheet, texture_units
 
 MAX_COLOURED_UNITS = 8
 MAX_OVERVIEW_UNITS = 12
@@ -37,7 +39,7 @@ UNIT_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
 
 @dataclass(frozen=True)
 class FigureFile:
-    """A written figure; `kind` is tradeoff, images or unit, `reduced` the factor its images shrank by."""
+    """A written figure; `kind` is tradeoff, images, unit or textures, `reduced` the factor its images shrank by."""
 
     path: Path
     kind: str
@@ -45,6 +47,7 @@ class FigureFile:
     columns: int = 0
     reduced: int = 1
     quantity: str = ""
+    caption: str = ""  # of textures
 
 
 def write_figures(run_dir: Path, run: RunData) -> list[FigureFile]:
@@ -58,6 +61,8 @@ def write_figures(run_dir: Path, run: RunData) -> list[FigureFile]:
     with open_display(run_dir) as display:
         if display is None:
             return written
+        if run.summary.get("task") == "texture":
+            return _write_textures(folder / "textures.png", run, display)
         count = min(len(run.units), display.shape[0])
         _, _, n, channels, height, width = display.shape
         shown = min(n, MAX_COLUMNS)
@@ -75,6 +80,18 @@ def write_figures(run_dir: Path, run: RunData) -> list[FigureFile]:
             write_atomically(path, unit_sheet(unit, display.unit(i), cell, shown, title).png())
             written.append(FigureFile(path, "unit", unit.unit, shown, cell.down))
     return written
+
+
+def _write_textures(path: Path, run: RunData, display: DisplayImages) -> list[FigureFile]:
+    """The one figure of a run of textures."""
+    units = texture_units(run.summary)
+    shown = min(len(units), display.shape[0], MAX_TEXTURES)
+    if not shown:
+        return []
+    blocks = [TextureBlock(units[i], display.unit(i)[0, 0], display.activations(i)) for i in range(shown)]
+    write_atomically(path, texture_sheet(blocks).png())
+    caption = texture_caption(shown, len(units), texture_cells(blocks)[0], run.summary)
+    return [FigureFile(path, "textures", caption=caption)]
 
 
 def diversity_quantity(run: RunData) -> str:

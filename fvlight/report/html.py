@@ -9,24 +9,30 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .figures import MAX_COLOURED_UNITS, MAX_OVERVIEW_UNITS, MAX_UNIT_FIGURES, FigureFile, write_figures
+from .captions import describe
+from .figures import MAX_UNIT_FIGURES, FigureFile, write_figures
 from .run_data import (
     ABSENT,
     RunData,
     UnitResult,
-    finite,
     format_lambda,
     format_number,
     parse_summary,
     read_summary,
     write_atomically,
 )
+from .textures import HEADINGS, TextureUnit, texture_units
 
 # Figures of single units beyond this many bytes stay files: browsers open a page of some tens of megabytes.
 EMBED_LIMIT = 32 * 2**20
 MAX_LISTED = 8
-KINDS = {"diverse": "Diverse feature visualization", "experiment": "Experiment"}
+KINDS = {
+    "diverse": "Diverse feature visualization",
+    "texture": "Shift-invariant textures",
+    "experiment": "Experiment",
+}
 HOLDS = {True: ("holds", "yes"), False: ("does not hold", "no")}
+TEXTURE_NAMES = {"norm": "root mean square of the crops' norms", "image_size": "size of a crop in pixels"}
 NOT_SETTINGS = {"units", "runs", "experiment", "claims", "warnings", "complete", "command"}
 SETTING_NAMES = {
     "task": "task",
@@ -38,6 +44,11 @@ SETTING_NAMES = {
     "images_per_problem": "images per problem",
     "norm": "norm of the images",
     "image_size": "image size in pixels",
+    "texture_size": "size of the textures in pixels",
+    "places": "crops of a texture",
+    "sigma_ratio": "size of a crop over sigma of its window",
+    "worst": "weight of the least active crop",
+    "crop_step": "places looked at in a step: every so many-th",
     "whole_image": "units see the whole image",
     "position": "position of the units",
     "precision": "precision",
@@ -74,20 +85,23 @@ def write_report(run_dir: Path) -> Path:
     run = read_summary(run_dir)
     written = write_figures(run_dir, run)
     captions, caption_warnings = _read_captions(run_dir / "figures")
-    main = [_embed(figure.path, *_describe(figure, run)) for figure in written if figure.kind != "unit"]
+    main = [_embed(figure.path, *describe(figure, run)) for figure in written if figure.kind != "unit"]
     main += [
         _embed(path, path.stem.replace("_", " ").capitalize(), captions.get(path.name, ""))
         for path in _extra_figures(run_dir / "figures", written)
     ]
+    textures = texture_units(run.summary)
     single = _embed_units([figure for figure in written if figure.kind == "unit"], run)
     page = _template().render(
         summary=run.summary,
         kind=KINDS.get(str(run.summary.get("task")), str(run.summary.get("task"))),
         units_text=_units_text(run),
-        banners=_banners(run, has_images=any(figure.kind == "images" for figure in written)),
+        banners=_banners(run, textures, has_images=any(figure.kind in ("images", "textures") for figure in written)),
         threshold=run.threshold,
         heading=_heading(run.summary),
-        rows=[_unit_row(unit) for unit in run.units],
+        rows=[] if textures else [_unit_row(unit) for unit in run.units],
+        texture_headings=HEADINGS,
+        texture_rows=[(None, unit.row) for unit in textures] + _texture_run_rows(run.summary),
         runs=_run_rows(run.summary),
         claims=[_claim_row(claim) for claim in run.summary.get("claims") or ()],
         figures=main,
@@ -133,7 +147,7 @@ def _embed_units(figures: Sequence[FigureFile], run: RunData) -> list[EmbeddedFi
     embedded, total = [], 0
     for figure in figures:
         total += figure.path.stat().st_size
-        heading, caption = _describe(figure, run)
+        heading, caption = describe(figure, run)
         if total <= EMBED_LIMIT:
             embedded.append(_embed(figure.path, heading, caption))
         else:
@@ -143,7 +157,7 @@ def _embed_units(figures: Sequence[FigureFile], run: RunData) -> list[EmbeddedFi
 
 def _extra_figures(folder: Path, written: Sequence[FigureFile]) -> list[Path]:
     """PNG files that others put into the folder; figures of an earlier report of the run are not extras."""
-    own = {figure.path.name for figure in written} | {"tradeoff.png", "images.png"}
+    own = {figure.path.name for figure in written} | {"tradeoff.png", "images.png", "textures.png"}
     return sorted(
         path
         for path in folder.glob("*.png")
@@ -165,75 +179,23 @@ def _read_captions(folder: Path) -> tuple[dict[str, str], list[str]]:
     return {str(name): str(caption) for name, caption in content.items()}, []
 
 
-def _describe(figure: FigureFile, run: RunData) -> tuple[str, str]:
-    """Heading and caption of one of the report's own figures."""
-    if figure.kind == "tradeoff":
-        return "Trade-off between activation and diversity", _tradeoff_caption(figure, run)
-    total = finite(run.summary.get("images_per_problem"))
-    of_all = f" The first {figure.columns} of {total:g} images are shown." if total and total > figure.columns else ""
-    drawn = (
-        f"Images are reduced by a factor of {figure.reduced} (mean over blocks)."
-        if figure.reduced > 1
-        else "Each pixel of an image is drawn as a square, without interpolation."
-    )
-    if figure.kind == "images":
-        units = min(len(run.units), MAX_OVERVIEW_UNITS)
-        which = f"The first {units} of {len(run.units)} units." if units < len(run.units) else "All units."
-        return "Images at three values of λ", (
-            f"{which} Rows of a unit: images at λ = 0 (drive the unit only), at the chosen λ, and at "
-            "the largest λ of the grid; the images of a row were optimised together. Rel. activation is the "
-            f"mean activation of the row's images divided by that at λ = 0.{of_all} Grey cells: no λ was "
-            f"chosen, or no activation was measured. {drawn}"
-        )
-    return f"Unit {figure.unit}: all values of λ", (
-        "One row per λ, in the order of the sweep; the images of a row were optimised together. Below each "
-        "image: the activation of the unit for that image. Min. distance is the smallest distance between "
-        f"two images of the row, measured at {run.summary.get('distance_layer')}. The tinted row is the "
-        "chosen λ. Words in red below a row's label name the state in which an optimisation ended without "
-        f"converging; grey cells: no activation was measured.{of_all} {drawn}"
-    )
-
-
-def _tradeoff_caption(figure: FigureFile, run: RunData) -> str:
-    layer = run.summary.get("distance_layer")
-    distance = f"the smallest distance between two images of a problem, measured at {layer}"
-    relative = ", divided by its value at λ = 0 (diversity gain)" if figure.quantity == "diversity_gain" else ""
-    lines = (
-        "One line per unit; large dots mark the chosen λ, open dots problems that did not converge."
-        if len(run.units) <= MAX_COLOURED_UNITS
-        else "Thin lines: single units; thick line: their median at each λ; dots: the λ chosen for a unit."
-    )
-    chosen = ""
-    if run.threshold is not None:
-        chosen = (
-            f" The chosen λ is the largest whose mean activation stays above {run.threshold:g} times that at "
-            "λ = 0 (dashed line)."
-        )
-    return (
-        "(a) Mean activation over the images of a problem, divided by that at λ = 0. "
-        f"(b) Diversity: {distance}{relative}. Ticks mark the values of the grid; λ = 0 is drawn left of the "
-        f"smallest positive value, the rest of the axis is logarithmic. {lines}{chosen} Undefined "
-        "values leave a gap."
-    )
-
-
-def _banners(run: RunData, has_images: bool) -> list[Banner]:
+def _banners(run: RunData, textures: Sequence[TextureUnit], has_images: bool) -> list[Banner]:
     """What a reader must know before reading any number."""
     banners = []
     if run.summary.get("complete") is not True:
         banners.append(Banner("problem", "This run is incomplete. Numbers and images below are provisional."))
+    problems = [(f"unit {unit.unit} at λ = {point.lam:g}", point.status) for unit, point in run.problems]
+    problems += [(f"unit {unit.unit}", unit.status) for unit in textures]
     for status, level, meaning in (
         ("nan", "problem", "ended with values that are not finite (status nan)"),
         ("interrupted", "problem", "were interrupted"),
         ("max_steps", "note", "reached the limit on steps before they converged"),
     ):
-        problems = [(unit, point) for unit, point in run.problems if point.status == status]
-        found = [f"unit {unit.unit} at λ = {point.lam:g}" for unit, point in problems]
+        found = [name for name, word in problems if word == status]
         if found:
-            text = f"{len(found)} of {len(run.problems)} problems {meaning}: {_listed(found)}."
-            banners.append(Banner(level, text))
+            banners.append(Banner(level, f"{len(found)} of {len(problems)} problems {meaning}: {_listed(found)}."))
     unchosen = [unit.unit for unit in run.units if unit.lambda_selected is None]
-    if unchosen:
+    if unchosen and not textures:
         banners.append(Banner("note", f"No λ was chosen for {_counted(unchosen)}."))
     if not has_images and not run.summary.get("runs"):
         banners.append(Banner("note", "The run directory holds no images (images.safetensors)."))
@@ -269,8 +231,15 @@ def _run_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {"name": str(name), **_unit_row(unit)}
         for name, part in (summary.get("runs") or {}).items()
+        if part.get("task") != "texture"
         for unit in parse_summary(part).units
     ]
+
+
+def _texture_run_rows(summary: Mapping[str, Any]) -> list[tuple[str | None, tuple[str, ...]]]:
+    """The same for its runs of textures: the folder's name, and the cells of a unit."""
+    runs = (summary.get("runs") or {}).items()
+    return [(str(name), unit.row) for name, part in runs for unit in texture_units(part)]
 
 
 def _unit_row(unit: UnitResult) -> dict[str, str]:
@@ -311,7 +280,8 @@ def _settings(run: RunData) -> list[tuple[str, str]]:
     summary = run.summary
     keys = [key for key in SETTING_NAMES if key in summary]
     keys += [key for key in summary if key not in SETTING_NAMES and key not in NOT_SETTINGS]
-    settings = [(SETTING_NAMES.get(key, key.replace("_", " ")), _setting(summary[key])) for key in keys]
+    names = SETTING_NAMES | (TEXTURE_NAMES if summary.get("task") == "texture" else {})
+    settings = [(names.get(key, key.replace("_", " ")), _setting(summary[key])) for key in keys]
     if run.lambdas:
         settings.insert(5, ("values of λ", ", ".join(format_lambda(lam) for lam in run.lambdas) or "none"))
     return settings

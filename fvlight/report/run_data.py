@@ -159,6 +159,7 @@ class DisplayImages:
     def __init__(self, handle: Any) -> None:
         if "display" not in set(handle.keys()):
             raise ValueError("images.safetensors holds no tensor named 'display'")
+        self._handle = handle
         self._slice = handle.get_slice("display")
         self.shape: tuple[int, ...] = tuple(self._slice.get_shape())
         if len(self.shape) != 6 or 0 in self.shape:
@@ -170,6 +171,15 @@ class DisplayImages:
         if block.dtype != np.uint8:
             raise ValueError(f"'display' must be uint8, is {block.dtype}")
         return block
+
+    def activations(self, index: int) -> NDArray[np.float32]:
+        """Activations of the crops of one unit's texture, (P, Q); only a run of textures has them."""
+        if "activations" not in set(self._handle.keys()):
+            raise ValueError("images.safetensors holds no tensor named 'activations'")
+        part = self._handle.get_slice("activations")
+        if len(part.get_shape()) != 3:
+            raise ValueError(f"'activations' must be (units, rows, columns); is {tuple(part.get_shape())}")
+        return np.asarray(part[index : index + 1], dtype=np.float32)[0]
 
 
 @contextmanager

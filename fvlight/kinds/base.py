@@ -1,0 +1,80 @@
+"""What every kind of task tells about itself, and what several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from fvlight.errors import FvlightError, unknown
+from fvlight.network import Network
+from fvlight.priors import TotalVariation
+from fvlight.settings import number, numbers
+from fvlight.solvers import Adam, Patience
+from fvlight.tasks import ProblemTask
+
+
+class Kind(Protocol):
+    """A module of this package. Tasks and results are those of the kind: `DiverseTask`, `DiverseResult`, …"""
+
+    COLUMNS: list[str]  # of ``metrics.csv``: problem, what `address` gives, step, the task's figures
+
+    def build(self, config: Mapping[str, Any], network: Network) -> tuple[Any, str]:
+        """The task, and a few words on where the norm of its images comes from."""
+
+    def settings(self, task: Any, origin: str) -> dict[str, Any]:
+        """The kind's own settings for ``summary.json``: known before the fit."""
+
+    def tensors(self, result: Any, network: Network) -> dict[str, Tensor]:
+        """What ``images.safetensors`` holds: `images`, `display` (U, …, C, H, W) and the kind's own."""
+
+    def problems(self, result: Any) -> list[tuple[str, str]]:
+        """Each reported problem in words, with its status."""
+
+
+def common_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that all tasks take: starts, prior, solver."""
+    solver, prior = config["solver"], config["prior"]
+    preconditioned = config["parameterization"]["preconditioned"]
+    if not isinstance(preconditioned, bool):
+        raise FvlightError(f"parameterization.preconditioned={preconditioned}: there are true and false")
+    betas = numbers(solver, "betas", 2, float, "solver.")
+    return {
+        "restarts": number(config, "restarts", int),
+        "seed": number(config, "seed", int),
+        "prior": _prior(prior["name"]),
+        "alpha": number(prior, "alpha", float, "prior."),
+        "preconditioned": preconditioned,
+        "adam": Adam(number(solver, "lr", float, "solver."), betas, number(solver, "eps", float, "solver.")),  # type: ignore[arg-type]
+        "patience": Patience(
+            number(solver, "max_steps", int, "solver."),
+            number(solver, "patience", int, "solver."),
+            number(solver, "decay", float, "solver."),
+        ),
+        "at_once": number(solver, "at_once", int, "solver."),
+        "inner_steps": number(solver, "inner_steps", int, "solver."),
+    }
+
+
+def _prior(name: str) -> nn.Module | None:
+    priors: dict[str, type[nn.Module] | None] = {"none": None, "total_variation": TotalVariation}
+    if name not in priors:
+        raise unknown("prior", name, priors)
+    kind = priors[name]
+    return None if kind is None else kind()
+
+
+def nan_problems(problems: list[tuple[str, str]]) -> str:
+    """The problems whose best start became NaN, in words; empty if there is none."""
+    bad = [name for name, status in problems if status == "nan"]
+    return ", ".join(bad[:4]) + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
+
+
+def metric_rows(task: ProblemTask) -> list[list[Any]]:
+    """The rows of ``metrics.csv``: how each problem went, block by block; in order of problems and steps."""
+    history = sorted((row for block in task.history for row in block.tolist()), key=lambda row: row[:2])
+    return [
+        [int(problem), *task.address(int(problem)), int(step), *figures]  # type: ignore[operator]
+        for problem, step, *figures in history
+    ]

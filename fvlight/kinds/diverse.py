@@ -1,0 +1,92 @@
+"""Runs of diverse feature visualization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fvlight.analysis.diverse import DiverseResult
+from fvlight.errors import FvlightError
+from fvlight.kinds.base import common_settings
+from fvlight.network import Network
+from fvlight.readout import Readout
+from fvlight.settings import chosen_layer, number, numbers, parse_position, parse_units, resolve_norm
+from fvlight.tasks import DiverseTask
+from fvlight.tasks.diverse import UnitReadout
+
+COLUMNS = ["problem", "unit", "lambda", "start", "step", "score", "mean_activation", "min_distance"]
+
+
+def build(config: Mapping[str, Any], network: Network) -> tuple[DiverseTask, str]:
+    """See `Kind`."""
+    layer, grid = chosen_layer(config), config["lambda_grid"]
+    image_size = None if config["image_size"] is None else numbers(config, "image_size", 2, int)
+    common = common_settings(config)
+    try:
+        position = parse_position(config.get("position"))
+        reader = UnitReadout(network, layer, config["distance_layer"], image_size, position)
+    except RuntimeError as error:
+        if image_size is None:
+            raise
+        raise FvlightError(
+            f"image_size={list(image_size)}: layer {layer!r} of {network.name!r} can't be computed on such images "
+            f"({str(error).splitlines()[0]}): give a larger [height, width]"
+        ) from error
+    norm, origin = resolve_norm(config, network, layer, reader.image_size)
+    task = DiverseTask(
+        network,
+        layer,
+        parse_units(config["unit"], reader.units, layer),
+        norm=norm,
+        lambdas=numbers(grid, "values", None, float, "lambda_grid."),
+        distance_layer=config["distance_layer"],
+        convention=config["convention"],
+        threshold=number(config, "threshold"),
+        images_per_problem=number(config, "images_per_problem", int),
+        continuation=grid["continuation"],
+        image_size=image_size,
+        reader=reader,
+        **common,
+    )
+    return task, origin
+
+
+def settings(task: DiverseTask, origin: str) -> dict[str, Any]:
+    """See `Kind`."""
+    return {
+        "distance_layer": task.reader.distance_layer,
+        "convention": task.convention.name,
+        "threshold": task.threshold,
+        "images_per_problem": task.images_per_problem,
+        "restarts": task.restarts,
+        "continuation": task.continuation,
+        "norm": task.parameterization.norm,
+        "norm_origin": origin,
+        "image_size": list(task.reader.image_size),
+        **_window(task.reader.readout),
+    }
+
+
+def _window(readout: Readout) -> dict[str, Any]:
+    """For units that see the whole image: why, and which one of each channel was read."""
+    if readout.field is None or not readout.field.whole_image:
+        return {}
+    position = readout.position
+    at = "center of the map, or mean over tokens" if position is None else position
+    return {"whole_image": readout.field.reason, "position": list(at) if isinstance(at, tuple) else at}
+
+
+def tensors(result: DiverseResult, network: Network) -> dict[str, Tensor]:
+    """`images` and `display` (U, L, n, C, H, W)."""
+    return {"images": result.images, "display": network.input_space.to_display(result.images)}
+
+
+def problems(result: DiverseResult) -> list[tuple[str, str]]:
+    """See `Kind`."""
+    return [
+        (f"unit {unit} at lambda {value:g}", status)
+        for unit, row in zip(result.units, result.status, strict=True)
+        for value, status in zip(result.lambdas, row, strict=True)
+    ]

@@ -1,0 +1,73 @@
+"""Runs of shift-invariant textures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fvlight.errors import FvlightError
+from fvlight.kinds.base import common_settings
+from fvlight.network import Network
+from fvlight.readout import Readout
+from fvlight.settings import chosen_layer, number, parse_units, resolve_norm
+from fvlight.tasks import TextureResult, TextureTask
+from fvlight.tasks.base import count_units
+
+COLUMNS = ["problem", "unit", "start", "step", "score", "mean_activation"]
+
+
+def build(config: Mapping[str, Any], network: Network) -> tuple[TextureTask, str]:
+    """See `Kind`. The norm of a texture is that of its crops, root mean square."""
+    if config.get("lambda_grid"):  # absent from this task, unless one was typed
+        raise FvlightError("lambda_grid: a texture has no lambdas: leave it out, or choose task=diverse")
+    layer, every_place = chosen_layer(config), config["every_place"]
+    if not isinstance(every_place, bool):
+        raise FvlightError(f"every_place={every_place}: there are true and false")
+    common = common_settings(config)
+    readout = Readout(network, layer)
+    norm, origin = resolve_norm(config, network, layer, readout.image_size)
+    task = TextureTask(
+        network,
+        layer,
+        parse_units(config["unit"], count_units(readout), layer),
+        norm=norm,
+        sigma_ratio=number(config, "sigma_ratio"),
+        every_place=every_place,
+        worst=number(config, "worst"),
+        crop_step=number(config, "crop_step", int),
+        crops_at_once=number(config, "crops_at_once", int),
+        **common,
+    )
+    return task, origin
+
+
+def settings(task: TextureTask, origin: str) -> dict[str, Any]:
+    """See `Kind`."""
+    return {
+        "restarts": task.restarts,
+        "norm": task.texture.norm,
+        "norm_origin": origin,
+        "image_size": list(task.texture.crop),
+        "texture_size": list(task.texture.shape[1:]),
+        "places": list(task.texture.places),
+        "sigma_ratio": task.sigma_ratio,
+        "worst": task.worst,
+        "crop_step": task.crop_step,
+    }
+
+
+def tensors(result: TextureResult, network: Network) -> dict[str, Tensor]:
+    """`images` and `display` (U, 1, 1, C, S, S'), `activations` (U, P, Q) of the crops by where they begin."""
+    images = result.textures[:, None, None]
+    return {
+        "images": images,
+        "display": network.input_space.to_display(images),
+        "activations": result.activations,
+    }
+
+
+def problems(result: TextureResult) -> list[tuple[str, str]]:
+    """See `Kind`."""
+    return [(f"unit {unit}", status) for unit, status in zip(result.units, result.status, strict=True)]

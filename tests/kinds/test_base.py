@@ -1,0 +1,58 @@
+"""What the kinds of task share: rows of metrics.csv, problems that became NaN."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fvlight.kinds import KINDS, metric_rows, nan_problems
+
+
+def test_nan_problems_are_named() -> None:
+    words = ["nan", "converged", "max_steps", "nan", "interrupted"]
+    named = [(name, word) for name, word in zip("abcde", words, strict=True)]
+    assert nan_problems(named) == "a, d"
+    assert nan_problems(named[1:3]) == ""
+    many = nan_problems([(f"unit {k}", "nan") for k in range(6)])
+    assert many == "unit 0, unit 1, unit 2, unit 3 and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "names"),
+    [
+        ("diverse", [["nan", "converged"], ["max_steps", "nan"]], "unit 4 at lambda 0, unit 9 at lambda 0.02"),
+        ("texture", ["max_steps", "nan"], "unit 9"),
+    ],
+)
+def test_a_kinds_problems_have_names(kind: str, status: list, names: str) -> None:
+    result = SimpleNamespace(units=[4, 9], lambdas=[0.0, 0.02], status=status)
+    problems = KINDS[kind].problems(result)
+    assert nan_problems(problems) == names
+    assert len(problems) == {"diverse": 4, "texture": 2}[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "address"),
+    [
+        ("diverse", {0: (9, 0.0, 0), 1: (9, 0.5, 0), 2: (9, 0.5, 1), 3: (4, 0.0, 0)}),
+        ("texture", {0: (9, 0), 1: (9, 1), 2: (4, 0), 3: (4, 1)}),
+    ],
+)
+def test_metrics_are_in_order_of_problems_and_steps(kind: str, address: dict[int, tuple]) -> None:
+    """A row under each of the kind's columns."""
+    figures = {"diverse": 3, "texture": 2}[kind]
+    blocks = [
+        torch.tensor([[3.0, 5, 1.5, 2.5, 7], [2, 5, 3, 4, 8]], dtype=torch.float64),
+        torch.tensor([[1.0, 5, 6, 7, 9], [0, 5, 8, 9, 1], [3, 10, 1, 2, 3]], dtype=torch.float64),
+    ]
+    task = SimpleNamespace(history=[block[:, : 2 + figures] for block in blocks], address=address.__getitem__)
+    rows = metric_rows(task)  # type: ignore[arg-type]
+    table = [dict(zip(KINDS[kind].COLUMNS, row, strict=True)) for row in rows]
+    assert [(row["problem"], row["step"]) for row in table] == [(0, 5), (1, 5), (2, 5), (3, 5), (3, 10)]
+    assert [row["score"] for row in table] == [8, 6, 3, 1.5, 1]
+    assert [row["mean_activation"] for row in table] == [9, 7, 4, 2.5, 2]
+    for row in table:
+        where = [row[key] for key in ("unit", "lambda", "start") if key in row]
+        assert tuple(where) == address[row["problem"]]
