@@ -118,10 +118,7 @@ def _outcome(settings: dict[str, Any], overrides: list[str], run_dir: Path, comm
     from fvlight.report import print_summary_table
 
     if settings["runs"]:
-        parts = {
-            name: _part(list(changes), [text for text in overrides if not text.startswith("experiment=")])
-            for name, changes in settings["runs"].items()
-        }
+        parts = _parts(settings["runs"], [text for text in overrides if not text.startswith("experiment=")])
         return application.run_experiment(settings, parts, run_dir, command)
     logger = settings.pop("logger", None)
     outcome = application.run(settings, run_dir, instantiate(logger) if logger else None, command)
@@ -129,14 +126,24 @@ def _outcome(settings: dict[str, Any], overrides: list[str], run_dir: Path, comm
     return outcome
 
 
-def _part(changes: list[str], overrides: list[str]) -> dict[str, Any]:
-    """The configuration of one run of an experiment."""
+def _parts(runs: dict[str, list[str]], typed: list[str]) -> dict[str, dict[str, Any]]:
+    """The configurations of an experiment's runs. What only one kind of task knows reaches only runs of that kind."""
     from hydra import compose
     from omegaconf import OmegaConf
 
-    add_library_networks(changes)
-    config = compose(CONFIG, overrides=in_order(changes, overrides))
-    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+    composed: dict[str, Any] = {}
+    for name, changes in runs.items():
+        add_library_networks(list(changes))
+        plain = in_order(list(changes), [text for text in typed if text.startswith("task=")])
+        composed[name] = (OmegaConf.to_container(compose(CONFIG, overrides=plain)), list(changes))
+    known = {config["task"]["name"]: set(_names(config)) for config, _ in composed.values()}
+    every = set().union(*known.values())
+    parts = {}
+    for name, (plain, changes) in composed.items():
+        foreign = every - known[plain["task"]["name"]]
+        mine = [text for text in typed if text.lstrip("+~").partition("=")[0] not in foreign]
+        parts[name] = OmegaConf.to_container(compose(CONFIG, overrides=in_order(changes, mine)), resolve=True)
+    return parts  # type: ignore[return-value]
 
 
 def in_order(changes: list[str], typed: list[str]) -> list[str]:
@@ -340,12 +347,12 @@ def _keys(task: str) -> list[str]:
 
     GlobalHydra.instance().clear()
     with initialize_config_module("fvlight.conf", version_base="1.3"):
-        config = OmegaConf.to_container(compose(CONFIG, overrides=[f"task={task}"]))
+        return list(_names(OmegaConf.to_container(compose(CONFIG, overrides=[f"task={task}"]))))
 
-    def walk(node: Any, prefix: str) -> Iterator[str]:
-        for key, value in node.items():
-            yield f"{prefix}{key}"
-            if isinstance(value, dict):
-                yield from walk(value, f"{prefix}{key}.")
 
-    return list(walk(config, ""))
+def _names(node: Any, prefix: str = "") -> Iterator[str]:
+    """The full names of all settings of a configuration."""
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _names(value, f"{prefix}{key}.")

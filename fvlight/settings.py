@@ -27,6 +27,21 @@ def chosen_layer(config: Mapping[str, Any]) -> str:
     return str(config["layer"])
 
 
+def chosen_units(config: Mapping[str, Any], available: int, layer: str) -> list[int]:
+    """The units that ``unit=`` names, or an even sample of ``units=`` of them where there are more.
+
+    Raises:
+        FvlightError: see `parse_units`; ``units`` is no positive whole number.
+    """
+    named = parse_units(config["unit"], available, layer)
+    if config["units"] is None:
+        return named
+    count = number(config, "units", int)
+    if count < 1:
+        raise FvlightError(f"units={count}: a sample of at least 1 unit, or null for all that unit= names")
+    return named if count >= len(named) else [named[i * len(named) // count] for i in range(count)]
+
+
 def parse_units(given: Any, available: int, layer: str) -> list[int]:
     """Unit numbers from ``all``, ``13``, ``0:64``, ``0:256:8`` or a list of such; in order, each once.
 

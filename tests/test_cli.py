@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fvlight import cli, cli_networks
+from fvlight import application, cli, cli_networks
 from fvlight.errors import FvlightError
 from fvlight.solvers import Evaluation
 from fvlight.tasks import DiverseTask
@@ -120,8 +121,8 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "lambdas of a texture": (["task=texture", "lambda_grid.values=0"], ["'lambda_grid.values'", "task=diverse"]),
     "grid of a texture": (["task=texture", "lambda_grid=coarse"], ["lambda_grid", "task=diverse"]),
-    "setting of a texture": (["crop_step=2"], ["'crop_step'", "task=texture"]),
-    "setting of a texture misspelt": (["task=texture", "crop_stp=2"], ["'crop_stp'", "'crop_step'"]),
+    "setting of a texture": (["crops_per_step=2"], ["'crops_per_step'", "task=texture"]),
+    "setting of a texture misspelt": (["task=texture", "crops_per_stp=2"], ["'crops_per_stp'", "'crops_per_step'"]),
     "option of another network": (
         ["network=vgg19", "network.options.cells=4"],
         ["'network.options.cells'", "'network.options.size'"],
@@ -387,6 +388,37 @@ def test_library_networks_in_an_experiment(run: Run, tmp_path: Path, monkeypatch
     assert run(*common, "experiment=two", "hydra.run.dir=two")[0] == 0
     found = strict_json(tmp_path / "two" / "summary.json")["runs"]
     assert [part["network"] for part in found.values()] == [network.replace("_0", "_1"), "simple_cell"]
+
+
+def test_what_one_kind_of_task_knows_reaches_only_its_runs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def look(settings: Any, parts: dict[str, Any], *_: Any) -> None:
+        seen.update(parts)
+        raise FvlightError("enough")
+
+    monkeypatch.setattr(application, "run_experiment", look)
+    typed = [
+        "crops_per_step=25",
+        "images_per_problem=4",
+        "lambda_grid=coarse",
+        "solver.lr=0.2",
+        "restarts=2",
+        "units=5",
+    ]
+    assert run("experiment=cadena2018/fig8_indices", *typed)[0] == 2
+    texture, diverse = seen["texture_conv3_2"], seen["diverse_conv3_2"]
+    assert (texture["crops_per_step"], diverse["images_per_problem"]) == (25, 4)
+    assert len(diverse["lambda_grid"]["values"]) == 7
+    assert "lambda_grid" not in texture
+    assert "images_per_problem" not in texture
+    assert "crops_per_step" not in diverse
+    for part in seen.values():
+        assert (part["solver"]["lr"], part["restarts"], part["units"]) == (0.2, 2, 5)
+    status, _, error = run("experiment=cadena2018/fig8_indices", "crops_per_stepp=3")
+    assert (status, "crops_per_stepp" in error[0]) == (2, True)
 
 
 # -- lists -------------------------------------------------------------------------------------------------

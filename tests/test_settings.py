@@ -16,7 +16,7 @@ from torch import nn
 from fvlight.errors import FvlightError
 from fvlight.network import InputSpace, Network
 from fvlight.receptive_field import receptive_field
-from fvlight.settings import number, numbers, parse_position, parse_units, resolve_norm
+from fvlight.settings import chosen_units, number, numbers, parse_position, parse_units, resolve_norm
 from fvlight.zoo import load_network
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -32,6 +32,23 @@ def counted(start: int, stop: int, step: int) -> list[int]:
         found.append(unit)
         unit += step
     return found
+
+
+def test_a_sample_is_spread_evenly_over_what_was_named() -> None:
+    def sample(unit: object, units: object, available: int = 256) -> list[int]:
+        return chosen_units({"unit": unit, "units": units}, available, "conv3_1")
+
+    assert sample("all", 64) == counted(0, 256, 4)
+    assert sample("all", 64, 64) == sample("all", 100, 64) == sample("all", None, 64) == counted(0, 64, 1)
+    assert sample([9, 1, 5], 2) == [9, 1]
+    for count in (3, 7, 100):
+        found = sample("all", count)
+        gaps = {b - a for a, b in zip(found, [*found[1:], 256], strict=True)}
+        assert (len(found), found[0]) == (count, 0)
+        assert max(gaps) - min(gaps) <= 1
+    for wrong, text in ((0, "units=0: a sample of at least 1"), (1.5, "units=1.5: a whole number")):
+        with pytest.raises(FvlightError, match=text):
+            sample("all", wrong)
 
 
 @pytest.mark.parametrize(

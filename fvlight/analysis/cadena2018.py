@@ -11,7 +11,14 @@ from fvlight.analysis.claims import Claim
 from fvlight.analysis.combinations import subset_averages
 from fvlight.analysis.diverse import DiverseResult
 from fvlight.analysis.phases import circular_gaps, in_plane_images, largest_cluster, phase_plane, phases
-from fvlight.analysis.population import invariance_of_units, shifts_and_averages
+from fvlight.analysis.population import (
+    diversity_gains,
+    indices_of_layers,
+    invariance_of_units,
+    residual_network,
+    shifts_and_averages,
+    trade_off,
+)
 from fvlight.network import Network
 from fvlight.readout import Readout
 
@@ -43,6 +50,43 @@ def phase_response(network: Network, layer: str, count: int = 720) -> Tensor:
     images = in_plane_images(phase_plane(filters), tuple(filters.shape[1:]), count)
     with torch.no_grad():
         return Readout(network, layer)(images)[:, 0]  # type: ignore[call-overload, no-any-return]
+
+
+def phase_curves(results: Results, networks: Networks) -> list[Claim]:
+    """Fig. 1, from runs named `energy_cell`, `hubel_wiesel_cell` and `simple_cell`."""
+    energy, cell = (phase_response(networks[name], "complex") for name in ("energy_cell", "hubel_wiesel_cell"))
+    simple = phase_response(networks["simple_cell"], "simple")
+    least, maxima = float(cell.min() / cell.max()), _maxima(cell)
+    second = float(maxima[1] / maxima[0]) if len(maxima) > 1 else 0.0
+    reached = [float(r.activations.max() / phase_response(networks[n], r.layer).max()) for n, r in results.items()]
+    return [
+        Claim(
+            "The energy model answers all phases alike",
+            "Cadena 2018, Fig. 1", f"weakest over strongest answer {float(energy.min() / energy.max()):.4f}",
+            ">= 0.999", bool(energy.min() >= 0.999 * energy.max()),
+        ),
+        Claim(
+            "The Hubel & Wiesel cell answers every phase with at least 80 % of its maximum, which is a single one",
+            "Cadena 2018, Fig. 1",
+            f"weakest over strongest answer {least:.3f}; the second of {len(maxima)} maxima {second:.3f} of the first",
+            ">= 0.8, the second below 0.999", least >= 0.8 and second < 0.999,
+        ),
+        Claim(
+            "A simple cell answers half of the phases",
+            "Cadena 2018, Fig. 1", f"{float((simple > 0).double().mean()):.3f} of the phases", "0.5 (0.49 to 0.51)",
+            bool(0.49 <= (simple > 0).double().mean() <= 0.51),
+        ),
+        Claim(
+            "Of several starts the best image reaches the strongest answer to a Gabor",
+            "Cadena 2018, Fig. 1", f"best image over best Gabor {min(reached):.4f} to {max(reached):.4f}",
+            "0.99 to 1.01 for every cell", min(reached) >= 0.99 and max(reached) <= 1.01,
+        ),
+    ]  # fmt: skip
+
+
+def _maxima(response: Tensor) -> Tensor:
+    """The local maxima of a response (phases,) around the circle, largest first."""
+    return response[(response > response.roll(1)) & (response >= response.roll(-1))].sort(descending=True).values
 
 
 def complex_cells(results: Results, networks: Networks) -> list[Claim]:
@@ -145,13 +189,49 @@ def network_units(results: Results, networks: Networks) -> list[Claim]:
             relative = float("nan") if k is None else float(result.relative_activation[u, k])
             claims.append(
                 Claim(
-                    f"Unit {unit} has images that are more diverse at no more than a tenth of its activation",
+                    f"Unit {unit} has images that are more diverse at nine tenths of its activation",
                     "Cadena 2018, Fig. 3",
                     f"diversity gain {gain:.2f}, relative activation {relative:.3f}",
                     "gain > 1, activation >= 0.9",
                     None if k is None else gain > 1 and relative >= 0.9,
                 )
             )
+    return claims
+
+
+def two_units(results: Results, networks: Networks) -> list[Claim]:
+    """Fig. 6: of two units of a layer the first looks for a texture, the second for a shape."""
+    (layer,) = indices_of_layers(results, networks)
+    first, second = layer.units
+    (shift, other_shift), (average, other_average) = layer.shift.tolist(), layer.combination.tolist()
+    return [
+        Claim(
+            f"Unit {first} of {layer.layer} is a texture unit beside unit {second}: more invariant to shifts",
+            "Cadena 2018, Fig. 6", f"shift-invariance index {shift:.2f} against {other_shift:.2f}", "larger",
+            shift > other_shift,
+        ),
+        Claim(
+            f"Unit {second} tolerates averages of its images better than unit {first}: a shape with variations",
+            "Cadena 2018, Fig. 6", f"linear-combination index {other_average:.2f} against {average:.2f}", "larger",
+            other_average > average,
+        ),
+    ]  # fmt: skip
+
+
+def layers_gallery(results: Results, networks: Networks) -> list[Claim]:
+    """Fig. 7, from one run per layer: every layer has units with diverse images."""
+    claims = []
+    for result in results.values():
+        gains = diversity_gains(result)
+        above = int((gains > 1).sum())
+        claims.append(
+            Claim(
+                f"Units of {result.layer} have images that are more diverse at nine tenths of their activation",
+                "Cadena 2018, Fig. 7",
+                f"{above} of {len(gains)} units; median gain {float(gains.nanmedian()):.2f}",
+                "all but a tenth of the units", above >= 0.9 * len(gains),
+            )
+        )  # fmt: skip
     return claims
 
 
@@ -186,9 +266,14 @@ def pair_average_activation(result: DiverseResult, network: Network, layer: str,
 
 
 CLAIMS: dict[str, Callable[[Results, Networks], list[Claim]]] = {
+    "phase_curves": phase_curves,
     "complex_cells": complex_cells,
     "network_units": network_units,
     "corner": corner,
     "invariance_of_units": invariance_of_units,
+    "trade_off": trade_off,
+    "two_units": two_units,
+    "layers_gallery": layers_gallery,
     "shifts_and_averages": shifts_and_averages,
+    "residual_network": residual_network,
 }

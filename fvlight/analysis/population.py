@@ -19,6 +19,7 @@ from fvlight.errors import FvlightError
 from fvlight.network import Network
 
 LEAST = 0.05  # the share of units that "the least invariant" are
+INVARIANT = (2.0, 0.5)  # our reading of "invariant to phase": gain at least, linear-combination index at most
 
 
 def at_choice(values: Tensor, result: DiverseResult) -> Tensor:
@@ -41,33 +42,57 @@ def invariance_of_units(results: Mapping[str, DiverseResult], networks: Mapping[
     """Figs. 4 and 5, from a run `trained` and runs `random_…` of the same units with random weights."""
     trained = diversity_gains(results["trained"])
     others = [diversity_gains(result) for name, result in results.items() if name.startswith("random")]
-    relative = at_choice(results["trained"].relative_activation, results["trained"])
-    least = bootstrap(lambda gains: float(np.quantile(gains, LEAST)), trained)
-    claims = [
-        Claim(
-            f"Even the least invariant units (lowest {LEAST:.0%}) are twice as diverse at the chosen lambda",
-            "Cadena 2018, Fig. 5B", f"gain {least}, at activations of {float(relative.min()):.2f} and more",
-            "gain >= 2, activation >= 0.9", least.value >= 2 and bool(relative.min() >= 0.9),
-        ),
-        Claim(
-            "The most invariant ones gain up to a hundredfold",
-            "Cadena 2018, Fig. 5B", f"largest gain {float(trained.nan_to_num(0).max()):.1f}, median "
-            f"{bootstrap(np.median, trained)}", "largest gain of the order of 100 (30 to 300)",
-            bool(30 <= trained.nan_to_num(0).max() <= 300),
-        ),
-    ]  # fmt: skip
+    claims = gain_claims(results["trained"])
     if others:
         claims.append(_against_random(trained, torch.cat(others), len(others)))
     return claims
 
 
+def gain_claims(result: DiverseResult) -> list[Claim]:
+    """Fig. 5B: how much more diverse a layer's units become."""
+    gains = diversity_gains(result)
+    kept = at_choice(result.relative_activation, result)
+    kept = kept[kept.isfinite()].amin() if kept.isfinite().any() else torch.tensor(float("nan"))
+    least = bootstrap(lambda values: float(np.quantile(values, LEAST)), gains)
+    largest = gains.nan_to_num(0).max()
+    return [
+        Claim(
+            f"Even the least invariant units (lowest {LEAST:.0%}) are twice as diverse at the chosen lambda",
+            "Cadena 2018, Fig. 5B", f"gain {least}, at activations of {float(kept):.2f} and more",
+            "gain >= 2, activation >= 0.9", least.value >= 2 and bool(kept >= 0.9),
+        ),
+        Claim(
+            "The most invariant ones gain up to a hundredfold",
+            "Cadena 2018, Fig. 5B", f"largest gain {float(largest):.1f}, median {bootstrap(np.median, gains)}",
+            "largest gain of the order of 100 (30 to 300)", bool(30 <= largest <= 300),
+        ),
+    ]  # fmt: skip
+
+
+def trade_off(results: Mapping[str, DiverseResult], networks: Mapping[str, Network]) -> list[Claim]:
+    """Figs. 4 and 5B, from one run of many units."""
+    (result,) = results.values()
+    chosen = sum(k is not None and k > 0 for k in result.selected)
+    rising = result.min_distance.diff(dim=1) > -0.02 * result.min_distance[:, 1:]
+    falling = result.mean_activation.diff(dim=1) < 0.02 * result.mean_activation[:, :1]
+    share = float((rising & falling).double().mean())
+    return [
+        Claim(
+            "Larger lambdas buy diversity with activation: along the grid the one rises and the other falls",
+            "Cadena 2018, Fig. 4", f"in {share:.1%} of the steps of all units, up to 2 %", ">= 90 %", share >= 0.9,
+        ),
+        Claim(
+            "Units have a lambda above 0 at which they keep nine tenths of their activation",
+            "Cadena 2018, Fig. 4", f"{chosen} of {len(result.units)} units", ">= 90 %",
+            chosen >= 0.9 * len(result.units),
+        ),
+        *gain_claims(result),
+    ]  # fmt: skip
+
+
 def _against_random(trained: Tensor, random: Tensor, seeds: int) -> Claim:
     """The ratio of the medians; the two sets of units are resampled each by itself."""
-
-    def ratio(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-        return float(np.median(one) / np.median(other))
-
-    found = bootstrap(ratio, trained, random, paired=False)
+    found = bootstrap(ratio_of_medians, trained, random, paired=False)
     return Claim(
         "Units with random weights are clearly less invariant",
         "Cadena 2018, Sec. 4.2, Fig. 5",
@@ -112,10 +137,6 @@ def shifts_and_averages(results: Mapping[str, Any], networks: Mapping[str, Netwo
     claims = [anticorrelation(one.combination, one.shift, one.layer) for one in layers]
     if len(layers) > 1:
         first, last = layers[0], layers[-1]
-
-        def fall(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-            return float(np.mean(one) - np.mean(other))
-
         found = bootstrap(fall, first.shift, last.shift, paired=False)
         means = ", ".join(f"{one.layer} {float(one.shift.nanmean()):.2f}" for one in layers)
         claims.append(
@@ -125,6 +146,16 @@ def shifts_and_averages(results: Mapping[str, Any], networks: Mapping[str, Netwo
             )
         )  # fmt: skip
     return claims
+
+
+def fall(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """By how much the mean of the second sample is below the first's."""
+    return float(np.mean(one) - np.mean(other))
+
+
+def ratio_of_medians(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """The first sample's over the second's."""
+    return float(np.median(one) / np.median(other))
 
 
 def anticorrelation(combination: Tensor, shift: Tensor, where: str) -> Claim:
@@ -138,3 +169,43 @@ def anticorrelation(combination: Tensor, shift: Tensor, where: str) -> Claim:
         f"Linear-combination and shift-invariance index are anticorrelated over the units of {where}",
         "Cadena 2018, Fig. 8", f"Spearman's rho {found}", "rho < 0, its interval below 0", found.high < 0,
     )  # fmt: skip
+
+
+def residual_network(results: Mapping[str, Any], networks: Mapping[str, Network]) -> list[Claim]:
+    """Fig. 10: the layers of a residual network, from runs `diverse_X` and `texture_X`, against `…_vgg_conv3_1`."""
+    indices = indices_of_layers(results, networks)
+    names = [name for name in results if name.startswith("diverse_")]
+    (reference, *layers), (gains_reference, *gains) = indices, [diversity_gains(results[name]) for name in names]
+    every_gain, where = torch.cat(gains), ", ".join(one.layer for one in layers)
+    shift, combination = (torch.cat([getattr(one, key) for one in layers]) for key in ("shift", "combination"))
+    gain = bootstrap(ratio_of_medians, every_gain, gains_reference, paired=False)
+    lower = bootstrap(fall, reference.shift, shift, paired=False)
+    averages = bootstrap(np.median, combination)
+    invariant = ((every_gain >= INVARIANT[0]) & (combination <= INVARIANT[1])).double()
+    share = bootstrap(np.mean, invariant.where(every_gain.isfinite(), float("nan")))
+    medians = ", ".join(f"{one.layer} {float(g.nanmedian()):.2f}" for one, g in zip(layers, gains, strict=True))
+    means = ", ".join(f"{one.layer} {float(one.shift.nanmean()):.2f}" for one in layers)
+    return [
+        Claim(
+            f"Units of ResNet-50 ({where}) gain less diversity than VGG-19's {reference.layer}",
+            "Cadena 2018, Sec. 5, Fig. 10",
+            f"median gains {medians}; VGG-19 {float(gains_reference.nanmedian()):.2f}; ratio of the medians {gain}",
+            "ratio < 1, its interval below 1", gain.high < 1,
+        ),
+        Claim(
+            "Their shift-invariance indices are lower",
+            "Cadena 2018, Fig. 10",
+            f"means {means}; VGG-19 {float(reference.shift.nanmean()):.2f}; fall {lower}",
+            "a fall, its interval above 0", lower.low > 0,
+        ),
+        Claim(
+            f"Hardly any of them is invariant to phase (gain >= {INVARIANT[0]:g}, and averages of pairs of its images "
+            f"keep at most {INVARIANT[1]:g} of the activation)",
+            "Cadena 2018, Sec. 5", f"share of units {share}", "<= 0.1", share.value <= 0.1,
+        ),
+        Claim(
+            "Averages of pairs of their images stay highly active",
+            "Cadena 2018, Fig. 10", f"median linear-combination index {averages}", ">= 0.8, its interval above 0.8",
+            averages.low > 0.8,
+        ),
+    ]  # fmt: skip

@@ -12,7 +12,7 @@ from fvlight.errors import FvlightError
 from fvlight.kinds.base import common_settings
 from fvlight.network import Network
 from fvlight.readout import Readout
-from fvlight.settings import chosen_layer, number, numbers, parse_position, parse_units, resolve_norm
+from fvlight.settings import chosen_layer, chosen_units, number, numbers, parse_position, resolve_norm
 from fvlight.tasks import DiverseTask
 from fvlight.tasks.diverse import UnitReadout
 
@@ -38,7 +38,7 @@ def build(config: Mapping[str, Any], network: Network) -> tuple[DiverseTask, str
     task = DiverseTask(
         network,
         layer,
-        parse_units(config["unit"], reader.units, layer),
+        chosen_units(config, reader.units, layer),
         norm=norm,
         lambdas=numbers(grid, "values", None, float, "lambda_grid."),
         distance_layer=config["distance_layer"],

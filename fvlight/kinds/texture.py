@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fvlight.errors import FvlightError
 from fvlight.kinds.base import common_settings
 from fvlight.network import Network
 from fvlight.readout import Readout
-from fvlight.settings import chosen_layer, number, parse_units, resolve_norm
+from fvlight.settings import chosen_layer, chosen_units, number, resolve_norm
 from fvlight.tasks import TextureResult, TextureTask
 from fvlight.tasks.base import count_units
 
@@ -31,12 +32,12 @@ def build(config: Mapping[str, Any], network: Network) -> tuple[TextureTask, str
     task = TextureTask(
         network,
         layer,
-        parse_units(config["unit"], count_units(readout), layer),
+        chosen_units(config, count_units(readout), layer),
         norm=norm,
         sigma_ratio=number(config, "sigma_ratio"),
         every_place=every_place,
         worst=number(config, "worst"),
-        crop_step=number(config, "crop_step", int),
+        crops_per_step=None if config["crops_per_step"] is None else number(config, "crops_per_step", int),
         crops_at_once=number(config, "crops_at_once", int),
         **common,
     )
@@ -54,7 +55,7 @@ def settings(task: TextureTask, origin: str) -> dict[str, Any]:
         "places": list(task.texture.places),
         "sigma_ratio": task.sigma_ratio,
         "worst": task.worst,
-        "crop_step": task.crop_step,
+        "crops_per_step": task.crops_per_step,
     }
 
 
@@ -66,6 +67,10 @@ def tensors(result: TextureResult, network: Network) -> dict[str, Tensor]:
         "display": network.input_space.to_display(images),
         "activations": result.activations,
     }
+
+
+def describe(config: Mapping[str, Any], task: TextureTask, result: TextureResult, device: torch.device) -> None:
+    """See `Kind`: there is nothing more to say of a texture."""
 
 
 def problems(result: TextureResult) -> list[tuple[str, str]]:

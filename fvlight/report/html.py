@@ -48,7 +48,7 @@ SETTING_NAMES = {
     "places": "crops of a texture",
     "sigma_ratio": "size of a crop over sigma of its window",
     "worst": "weight of the least active crop",
-    "crop_step": "places looked at in a step: every so many-th",
+    "crops_per_step": "crops looked at in a step",
     "whole_image": "units see the whole image",
     "position": "position of the units",
     "precision": "precision",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,8 +78,8 @@ class TextureTask(ProblemTask):
             inner_steps: as in `DiverseTask`; the norm is the root mean square of the crops' norms.
         sigma_ratio, every_place: see `Texture`.
         worst: the weight of the least active crop.
-        crop_step: in each step look only at every so many-th place in height and in width, beginning one further
-            in each step; the final figures are of all places.
+        crops_per_step: look at no more than so many crops in each step: at every n-th place in height and in width,
+            beginning one further in each step; the final figures are of all places. None: at all.
         crops_at_once: so many crops of all problems are kept for the backward pass; of more, parts are computed
             again there.
 
@@ -89,11 +90,11 @@ class TextureTask(ProblemTask):
 
     def __init__(
         self, network: Network, layer: str, units: Sequence[int], *, norm: float, restarts: int = 1, seed: int = 0,
-        sigma_ratio: float = 2.4, every_place: bool = False, worst: float = 0.0, crop_step: int = 1,
+        sigma_ratio: float = 2.4, every_place: bool = False, worst: float = 0.0, crops_per_step: int | None = None,
         prior: nn.Module | None = None, alpha: float = 0.0, preconditioned: bool = True, adam: Adam | None = None,
         patience: Patience | None = None, at_once: int = 4, inner_steps: int = 10, crops_at_once: int = 4096,
     ) -> None:  # fmt: skip
-        self._check(restarts, worst, crop_step, crops_at_once)
+        self._check(restarts, worst, crops_per_step, crops_at_once)
         readout = Readout(network, layer)
         if readout.field is not None and readout.field.whole_image:
             raise FvlightError(
@@ -101,9 +102,7 @@ class TextureTask(ProblemTask):
                 "a texture needs a layer whose units see windows"
             )
         shape = (network.input_space.channels, *readout.image_size)
-        texture = Texture(
-            norm, shape, sigma_ratio=sigma_ratio, every_place=every_place, preconditioned=preconditioned
-        )
+        texture = Texture(norm, shape, sigma_ratio=sigma_ratio, every_place=every_place, preconditioned=preconditioned)
         super().__init__(
             len(units) * restarts,
             texture.shape,
@@ -114,7 +113,9 @@ class TextureTask(ProblemTask):
         )
         self.readout, self.texture, self.layer = readout, texture, layer
         self.units = require_units(units, readout, layer)
-        self.restarts, self.seed, self.worst, self.crop_step = restarts, seed, worst, crop_step
+        self.restarts, self.seed, self.worst, self.crops_per_step = restarts, seed, worst, crops_per_step
+        places = texture.places[0] * texture.places[1]
+        self._stride = math.ceil(math.sqrt(places / (crops_per_step or places)))
         self.crops_at_once = crops_at_once
         self.prior, self.alpha = prior if alpha else None, alpha
         self.preconditioned, self.sigma_ratio = preconditioned, sigma_ratio
@@ -125,9 +126,10 @@ class TextureTask(ProblemTask):
         self.result: TextureResult | None = None
 
     @staticmethod
-    def _check(restarts: int, worst: float, crop_step: int, crops_at_once: int) -> None:
-        for name, value in {"restarts": restarts, "crop_step": crop_step, "crops_at_once": crops_at_once}.items():
-            if value < 1:
+    def _check(restarts: int, worst: float, crops_per_step: int | None, crops_at_once: int) -> None:
+        counts = {"restarts": restarts, "crops_per_step": crops_per_step, "crops_at_once": crops_at_once}
+        for name, value in counts.items():
+            if value is not None and value < 1:
                 raise FvlightError(f"{name}={value}: must be at least 1")
         if not 0 <= worst <= 1:
             raise FvlightError(f"worst={worst}: a weight in [0, 1]")
@@ -140,7 +142,7 @@ class TextureTask(ProblemTask):
 
     def evaluate(self, raw: Tensor, rows: Tensor, dtype: torch.dtype | None) -> Evaluation:
         """Score (b,) and figures (b, 2): score, mean activation of the crops."""
-        step = self.crop_step
+        step = self._stride
         first = (self._turn // step % step, self._turn % step)
         self._turn += 1
         textures = self.texture.textures(raw)
@@ -208,7 +210,7 @@ class TextureTask(ProblemTask):
             "sigma_ratio": self.sigma_ratio,
             "places": list(self.texture.places),
             "worst": self.worst,
-            "crop_step": self.crop_step,
+            "crops_per_step": self.crops_per_step,
             "preconditioned": self.preconditioned,
             "prior": "none" if self.prior is None else type(self.prior).__name__,
             "alpha": self.alpha,

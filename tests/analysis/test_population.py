@@ -17,8 +17,11 @@ from fvlight.analysis.population import (
     diversity_gains,
     indices_of_layers,
     invariance_of_units,
+    residual_network,
+    trade_off,
 )
 from fvlight.tasks import TextureResult
+from fvlight.zoo.cells import Square
 
 
 def result_with(gains: Tensor, kept: float = 0.95) -> DiverseResult:
@@ -72,6 +75,31 @@ def test_without_random_weights_there_is_no_comparison() -> None:
     assert len(invariance_of_units({"trained": result_with(gains_of(15, 0.8))}, {})) == 2
 
 
+def test_units_without_a_lambda_do_not_decide() -> None:
+    """A unit that is silent, among many whose gains are large."""
+    result = result_with(gains_of(15, 0.8))
+    result.activations = result.activations.clone()
+    result.activations[3] = 0
+    assert diversity_gains(result).isnan().sum() == 1
+    least, largest = invariance_of_units({"trained": result}, {})
+    assert (least.holds, largest.holds) == (True, True)
+    assert "over 59 units" in str(least.measured)
+    assert "activations of 0.95 and more" in str(least.measured)
+
+
+def test_the_trade_off_is_counted_step_by_step() -> None:
+    """Three lambdas, two steps: of one unit in four the distance shrinks in the second."""
+    result = result_with(gains_of(15, 0.8, count=40))
+    holds = trade_off({"a": result}, {})
+    assert [claim.holds for claim in holds] == [True] * 4
+    assert "in 100.0% of" in str(holds[0].measured)
+    assert str(holds[1].measured) == "40 of 40 units"
+    result.min_distance = result.min_distance.clone()
+    result.min_distance[::4, 2] = 0.5 * result.min_distance[::4, 1]
+    shrinking = trade_off({"a": result}, {})[0]
+    assert (shrinking.holds, "in 87.5% of" in str(shrinking.measured)) == (False, True)
+
+
 @pytest.mark.parametrize(("slope", "holds"), [(-1.0, True), (0.0, False), (1.0, False)])
 def test_the_indices_are_anticorrelated_or_not(slope: float, holds: bool) -> None:
     generator = torch.Generator().manual_seed(2)
@@ -104,3 +132,32 @@ def test_the_indices_of_layers_come_from_pairs_of_runs() -> None:
     texture.units = [2, 1]
     with pytest.raises(FvlightError, match="diverse_a and texture_a are of different units"):
         indices_of_layers({"diverse_a": diverse, "texture_a": texture}, {"diverse_a": network})
+
+
+def test_a_residual_network_is_set_against_vgg() -> None:
+    """Squared linear units: averages of images of one sign stay active, those of two signs do not."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(1, 30, 5, bias=False)
+    best = conv.weight.detach()[:, None, None]
+    noise = 0.02 * best.norm() * torch.randn(30, 3, 6, 1, 5, 5)
+    images, network = best + noise, Network(nn.Sequential(conv, Square()), "n")
+
+    def runs(layer: str, gain: float, shift: float, seed: int) -> dict[str, object]:
+        diverse = result_with(gains_of(gain, 0.3, 30, seed))
+        diverse.images, diverse.layer = images, "1"
+        level = shift * torch.exp(0.2 * torch.randn(30, generator=torch.Generator().manual_seed(seed)))
+        activations = (0.95 * level)[:, None, None].expand(30, 4, 4)
+        units, status = list(range(30)), ["converged"] * 30
+        texture = TextureResult(units, torch.zeros(30, 1, 9, 9), activations, torch.zeros(30), status)
+        return {f"diverse_{layer}": diverse, f"texture_{layer}": texture}
+
+    def holds(vgg: tuple[float, float], residual: tuple[float, float]) -> list[bool | None]:
+        results = runs("vgg_conv3_1", *vgg, seed=1)
+        results |= runs("conv2_1", *residual, seed=2) | runs("conv2_2", *residual, seed=3)
+        return [claim.holds for claim in residual_network(results, dict.fromkeys(results, network))]
+
+    assert holds((8, 0.6), (3, 0.3)) == [True, True, True, True]
+    assert holds((3, 0.3), (8, 0.6)) == [False, False, True, True]
+    images = best * torch.tensor([1, -1] * 3)[:, None, None, None] + noise
+    assert holds((8, 0.6), (3, 0.3))[2:] == [False, False]
+    assert holds((8, 0.6), (1.2, 0.3))[2:] == [True, False]  # averages don't, but there is no gain

@@ -63,7 +63,8 @@ def plain_crops(texture: Tensor, places: int, sigma: float) -> Tensor:
 
 def test_the_authors_settings_are_the_defaults() -> None:
     task = task_of()
-    assert (task.adam.lr, task.patience.max_steps, task.restarts, task.worst, task.crop_step) == (0.1, 700, 1, 0, 1)
+    assert (task.adam.lr, task.patience.max_steps, task.restarts, task.worst) == (0.1, 700, 1, 0)
+    assert task.crops_per_step is None
     assert task.texture.places == (SIZE - 1, SIZE - 1)
     assert task.sigma_ratio == 2.4
     assert task.alpha == 0
@@ -72,13 +73,13 @@ def test_the_authors_settings_are_the_defaults() -> None:
 def test_every_setting_reaches_the_task() -> None:
     task = task_of(
         "seed=7", "restarts=3", "norm=6", "norm_fraction=0.5", "sigma_ratio=2.5", "every_place=true", "worst=0.25",
-        "crop_step=2", "crops_at_once=50", "prior=total_variation", "prior.alpha=0.125",
+        "crops_per_step=4", "crops_at_once=50", "prior=total_variation", "prior.alpha=0.125",
         "parameterization.preconditioned=false", "solver.lr=0.3", "solver.betas=[0.8,0.95]", "solver.eps=1e-4",
         "solver.max_steps=17", "solver.patience=9", "solver.decay=0.6", "solver.at_once=5", "solver.inner_steps=2",
     )  # fmt: skip
     assert (task.seed, task.restarts, task.texture.norm, task.sigma_ratio) == (7, 3, 3.0, 2.5)
     assert task.texture.places == (SIZE, SIZE)
-    assert (task.worst, task.crop_step, task.crops_at_once, task.alpha) == (0.25, 2, 50, 0.125)
+    assert (task.worst, task.crops_per_step, task.crops_at_once, task.alpha) == (0.25, 4, 50, 0.125)
     assert task.prior is not None
     assert task.texture._gain is None
     assert (task.adam.lr, task.adam.betas, task.adam.eps) == (0.3, (0.8, 0.95), 1e-4)
@@ -114,8 +115,8 @@ def test_the_norm_is_that_of_photographs_of_a_crops_size(tmp_path: Path) -> None
         (["lambda_grid=coarse"], ["lambda_grid", "task=diverse"]),
         (["every_place=perhaps"], ["every_place=perhaps", "true", "false"]),
         (["worst=2"], ["worst=2", "[0, 1]"]),
-        (["crop_step=0"], ["crop_step=0", "1"]),
-        (["crop_step=0.5"], ["crop_step=0.5", "whole number"]),
+        (["crops_per_step=0"], ["crops_per_step=0", "1"]),
+        (["crops_per_step=0.5"], ["crops_per_step=0.5", "whole number"]),
         (["crops_at_once=0"], ["crops_at_once=0", "1"]),
         (["sigma_ratio=0"], ["sigma_ratio=0", "positive"]),
         (["sigma_ratio=wide"], ["sigma_ratio=wide", "number"]),
@@ -195,7 +196,7 @@ def test_a_run_writes_what_a_plain_loop_finds(tmp_path: Path, capsys: pytest.Cap
 
 def test_resumed_textures_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Interrupted within a block, with places that differ from step to step; bit for bit."""
-    typed = [*SHORT, "crop_step=2", "worst=0.5", "restarts=3", "solver.at_once=2"]
+    typed = [*SHORT, "crops_per_step=9", "worst=0.5", "restarts=3", "solver.at_once=2"]
     assert cli.main([*typed, "hydra.run.dir=whole"]) == 0
     steps, evaluate = [0], TextureTask.evaluate
 

@@ -94,7 +94,7 @@ def test_the_batch_makes_no_difference() -> None:
 
 def test_fewer_places_in_each_step_still_drive_the_unit_everywhere() -> None:
     """Long enough for the places to come round: hardly worse than looking at all of them."""
-    every, some = (fit(small_task(crop_step=step, patience=Patience(300, 300))) for step in (1, 3))
+    every, some = (fit(small_task(crops_per_step=count, patience=Patience(300, 300))) for count in (None, 9))
     begun = fit(small_task(patience=Patience(1, 1))).mean_activation
     gained = (some.mean_activation - begun) / (every.mean_activation - begun)
     assert bool((gained > 0.9).all())
@@ -107,8 +107,8 @@ def test_of_several_starts_the_best_is_kept() -> None:
 
 
 def test_a_run_that_is_resumed_ends_the_same(tmp_path: Path) -> None:
-    whole = fit(small_task(crop_step=2))
-    first = small_task(crop_step=2)
+    whole = fit(small_task(crops_per_step=16))
+    first = small_task(crops_per_step=16)
     trainer = L.Trainer(
         max_epochs=-1, max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
@@ -116,10 +116,10 @@ def test_a_run_that_is_resumed_ends_the_same(tmp_path: Path) -> None:
     trainer.fit(first)
     assert not first.collect().complete
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    resumed = fit(small_task(crop_step=2), tmp_path / "half.ckpt")
+    resumed = fit(small_task(crops_per_step=16), tmp_path / "half.ckpt")
     assert torch.equal(resumed.textures, whole.textures)
     assert resumed.complete
-    with pytest.raises(FvlightError, match=r"made with crop_step=2, this run has crop_step=1"):
+    with pytest.raises(FvlightError, match=r"made with crops_per_step=16, this run has crops_per_step=None"):
         fit(small_task(), tmp_path / "half.ckpt")
 
 
@@ -128,8 +128,8 @@ def test_errors_name_the_value() -> None:
         small_task(units=[4])
     with pytest.raises(FvlightError, match=r"worst=1\.5"):
         small_task(worst=1.5)
-    with pytest.raises(FvlightError, match="crop_step=0"):
-        small_task(crop_step=0)
+    with pytest.raises(FvlightError, match="crops_per_step=0"):
+        small_task(crops_per_step=0)
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1))
     with pytest.raises(FvlightError, match="see the whole image"):
         TextureTask(Network(module, image_size=(8, 8)), "1", [0], norm=1.0)
