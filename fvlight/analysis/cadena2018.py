@@ -16,6 +16,7 @@ from fvlight.analysis.population import (
     indices_of_layers,
     invariance_of_units,
     residual_network,
+    restarts,
     shifts_and_averages,
     trade_off,
 )
@@ -276,4 +277,5 @@ CLAIMS: dict[str, Callable[[Results, Networks], list[Claim]]] = {
     "layers_gallery": layers_gallery,
     "shifts_and_averages": shifts_and_averages,
     "residual_network": residual_network,
+    "restarts": restarts,
 }

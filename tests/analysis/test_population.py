@@ -18,6 +18,7 @@ from fvlight.analysis.population import (
     indices_of_layers,
     invariance_of_units,
     residual_network,
+    restarts,
     trade_off,
 )
 from fvlight.tasks import TextureResult
@@ -161,3 +162,13 @@ def test_a_residual_network_is_set_against_vgg() -> None:
     images = best * torch.tensor([1, -1] * 3)[:, None, None, None] + noise
     assert holds((8, 0.6), (3, 0.3))[2:] == [False, False]
     assert holds((8, 0.6), (1.2, 0.3))[2:] == [True, False]  # averages don't, but there is no gain
+
+
+@pytest.mark.parametrize(("share", "dead", "hold"), [(0.99, 0, [True, True]), (0.97, 2, [False, False])])
+def test_starts_are_compared_unit_by_unit(share: float, dead: int, hold: list[bool]) -> None:
+    best = result_with(torch.ones(8))
+    once = result_with(torch.ones(8))
+    best.activations = best.activations * torch.arange(1.0, 9)[:, None, None]
+    once.activations = best.activations * share
+    once.activations[:dead] = 0
+    assert [claim.holds for claim in restarts({"once": once, "best_of_20": best}, {})] == hold
