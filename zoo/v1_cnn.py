@@ -1,16 +1,25 @@
-"""The network for primary visual cortex of [Cadena et al. 2019]: three convolutions and a factorised readout."""
+"""The network for primary visual cortex of [Cadena et al. 2019]: three convolutions and a factorised readout.
+
+The recordings that the authors fitted it to may not be adapted (CC BY-NC-ND). `v1_simulated` is the same network
+fitted to simulated cells (`v1_population`, scripts/train_v1_cnn.py), of which it is known what they answer to.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from fvlight.errors import FvlightError
 from fvlight.network import InputSpace, Network
 
 from .registry import register
+from .v1_population import Cell, draw_population
 from .weights import find_default, prepared
 
 SIZE, WIDTH = 40, 32  # pixels; channels
@@ -18,6 +27,7 @@ MAP = SIZE - 12  # what the first convolution leaves
 # Grey photographs of ImageNet: mean and std of the luma of (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225), whose
 # channels go nearly together. The authors standardised by their own stimuli, whose figures are not published.
 GREY_MEAN, GREY_STD = 0.459, 0.226
+SPACE = InputSpace(channels=1, mean=(GREY_MEAN,), std=(GREY_STD,))
 
 
 class FactorisedReadout(nn.Module):
@@ -85,5 +95,49 @@ def v1_cnn(*, weights: str = "default", seed: int = 0, neurons: int = 166) -> Ne
         seed,
         lambda: find_default("v1_cnn.safetensors", "v1_cnn", "your own: none are published; conv1.weight …"),
     )
-    space = InputSpace(channels=1, mean=(GREY_MEAN,), std=(GREY_STD,))
-    return Network(module, "v1_cnn", space, image_size=(SIZE, SIZE), unloaded=unloaded)
+    return Network(module, "v1_cnn", SPACE, image_size=(SIZE, SIZE), unloaded=unloaded)
+
+
+class SimulatedV1CNN(V1CNN):
+    """Its neurons stand for simulated cells, in their order: ``cells``."""
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        super().__init__(len(cells))
+        self.cells = tuple(cells)
+
+
+@register("v1_simulated")
+def v1_simulated(*, weights: str = "default", seed: int = 0, population: int = 0) -> Network:
+    """`v1_cnn` trained on photographs to answer as 48 simulated cells do: 24 simple, then 24 complex ones.
+
+    ``weights``: ``default`` (for populations 0, 1 and 2 they come with fvlight), ``random``, or a file from
+    scripts/train_v1_cnn.py. ``network.module.cells`` tells what each neuron stands for.
+
+    Args:
+        population: the seed of the cells.
+
+    Raises:
+        FvlightError: the weights belong to another population.
+    """
+    file = trained_file(population)
+
+    def default() -> Path:
+        recipe = f"scripts/train_v1_cnn.py --population {population} makes it"
+        return file if file.is_file() else find_default(file.name, "v1_simulated", recipe)
+
+    module, unloaded = prepared(lambda: SimulatedV1CNN(draw_population(population)), weights, seed, default)
+    path = default() if weights == "default" else Path(weights).expanduser()
+    if weights != "random" and path.suffix == ".safetensors":
+        with safe_open(path, "pt") as content:
+            trained_on = (content.metadata() or {}).get("population", str(population))
+        if trained_on != str(population):
+            raise FvlightError(
+                f"weights file {str(path)!r} was trained on population {trained_on}: "
+                f"give network.options.population={trained_on}, not {population}"
+            )
+    return Network(module, "v1_simulated", SPACE, image_size=(SIZE, SIZE), unloaded=unloaded)
+
+
+def trained_file(population: int) -> Path:
+    """Where the weights that come with fvlight lie, or would."""
+    return Path(__file__).parent / "trained" / f"v1_simulated_{population}.safetensors"
