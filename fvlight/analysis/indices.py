@@ -18,15 +18,19 @@ from fvlight.readout import Readout
 
 @torch.no_grad()
 def read_units(readout: Readout, images: Tensor, units: list[int], at_once: int = 512) -> Tensor:
-    """Activations (U, k) of images (U, k, C, H, W), each read by its row's unit."""
-    flat, which = images.flatten(0, 1), torch.tensor(units).repeat_interleave(images.shape[1])
-    parts = [readout(x, u) for x, u in zip(flat.split(at_once), which.split(at_once), strict=True)]
-    return torch.cat(parts).view(images.shape[:2])  # type: ignore[arg-type]
+    """Activations (U, k) of images (U, k, C, H, W), each read by its row's unit of the readout's first layer."""
+    which = torch.tensor(units, device=images.device).repeat_interleave(images.shape[1])
+    parts = []
+    for x, u in zip(images.flatten(0, 1).split(at_once), which.split(at_once), strict=True):
+        value = readout(x, u)
+        parts.append(value if isinstance(value, Tensor) else value[0])
+    return torch.cat(parts).view(images.shape[:2])
 
 
 def combination_index(
-    network: Network, layer: str, images: Tensor, units: list[int], *, size: int = 2, random: int = 0, seed: int = 0
-) -> Tensor:
+    network: Network, layer: str, images: Tensor, units: list[int], *, size: int = 2, random: int = 0, seed: int = 0,
+    readout: Readout | None = None,
+) -> Tensor:  # fmt: skip
     """The linear-combination index (U,) [C, Sec. 4.5]: the averages' mean activation over the images' own.
 
     1 where a unit likes the averages of its images as well as the images: what they share is what drives it; near 0
@@ -36,8 +40,9 @@ def combination_index(
         images: (U, n, C, H, W), of one norm each.
         size: averages of all subsets of so many; the paper's are pairs.
         random: instead, so many random convex combinations.
+        readout: windowed, its first layer this one, where one has been made already.
     """
-    readout = Readout(network, layer)
+    readout = readout or Readout(network, layer)
     if random:
         mixed = convex_combinations(images, random_weights(images.shape[1], random, seed))
     else:

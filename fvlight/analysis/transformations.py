@@ -168,6 +168,11 @@ DEFAULTS: dict[str, Transformation] = {
 """Pixels, degrees, and factors."""
 
 
+def possible(transformations: Mapping[str, Transformation], space: InputSpace) -> dict[str, Transformation]:
+    """Those that an input space allows: grey images have no hue."""
+    return {name: one for name, one in transformations.items() if space.channels == 3 or not one.colour}
+
+
 class Curve(NamedTuple):
     """What U units answer to their n templates, each changed k times.
 
@@ -186,33 +191,36 @@ class Curve(NamedTuple):
 def transformation_curves(
     reader: Readout | tuple[Network, str], images: Tensor, units: Sequence[int],
     transformations: Mapping[str, Transformation] = DEFAULTS, *, at_once: int = 512,
+    progress: Callable[[int], object] = lambda images: None,
 ) -> dict[str, Curve]:  # fmt: skip
     """Activations of units for changed templates.
 
     Args:
-        reader: a readout of one layer with its units' windows, or (network, layer).
+        reader: a windowed readout, of whose layers the first is read, or (network, layer).
         images: (U, n, C, H, W) templates.
         units: the U units that read them.
         transformations: by name. Those that need colour are left out for networks that take grey images.
         at_once: so many images in memory, and in the network.
+        progress: called now and then with how many more images have been read.
     """
     readout = reader if isinstance(reader, Readout) else Readout(*reader)
-    if not (readout.single and readout.window):
-        raise FvlightError(f"readout of {readout.layers}: transformations need the windowed readout of a single layer")
+    if not readout.window:
+        raise FvlightError(f"readout of {readout.layers}: transformations need a windowed one, without window=False")
     if images.dim() != 5 or len(images) != len(units):
         raise FvlightError(f"images of shape {tuple(images.shape)} for {len(units)} units: give (U, n, C, H, W)")
     space = readout.network.input_space
     rows = max(1, at_once // images.shape[1])
     curves = {}
-    for name, transformation in transformations.items():
-        if transformation.colour and space.channels != 3:
-            continue
+    for name, transformation in possible(transformations, space).items():
         parts = []
         for first in range(0, len(units), rows):
             some, which = images[first : first + rows], list(units[first : first + rows])
-            flat = some.flatten(0, 1)
-            changed = (transformation(flat, value, space).view_as(some) for value in transformation.values)
-            parts.append(torch.stack([read_units(readout, x, which, at_once) for x in changed], -1))
+            flat, answers = some.flatten(0, 1), []
+            for value in transformation.values:
+                changed = transformation(flat, value, space).view_as(some)
+                answers.append(read_units(readout, changed, which, at_once))
+                progress(len(flat))
+            parts.append(torch.stack(answers, -1))
         values = torch.tensor(transformation.values, dtype=torch.float64)
         curves[name] = Curve(values, torch.cat(parts), transformation.identity)
     return curves

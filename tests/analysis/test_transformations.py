@@ -157,7 +157,10 @@ def test_curves_are_those_of_a_slow_loop(at_once: int) -> None:
     values = {"translation_y": (-1.5, 0.0, 2.0), "hue": (0.0, 50.0), "contrast": (0.5, 1.0)}
     chosen = {name: replace(DEFAULTS[name], values=value) for name, value in values.items()}
     curves = transformation_curves((network, "2"), images, units, chosen, at_once=at_once)
-    by_readout = transformation_curves(Readout(network, "2"), images, units, chosen)
+    read: list[int] = []
+    several = Readout(network, ["2", "0"])  # a task's own, which reads the features of distances as well
+    by_readout = transformation_curves(several, images, units, chosen, at_once=at_once, progress=read.append)
+    assert sum(read) == 3 * 2 * (3 + 2 + 2)
     assert list(curves) == list(values)
     grey = grey_of(network.input_space)
     for name, curve in curves.items():
@@ -237,7 +240,7 @@ def test_what_can_not_be_measured_is_said() -> None:
     with pytest.raises(FvlightError, match=r"values=\(1.0, 2.0\): they ascend, with the identity 0"):
         Transformation(lambda x, v, s: x, (1.0, 2.0))
     network, images = colour_network(), random(2, 2, 3, 6, 6, dtype=torch.float64)
-    with pytest.raises(FvlightError, match=r"\['2', '0'\]: transformations need the windowed readout of a single"):
-        transformation_curves(Readout(network, ["2", "0"]), images, [0, 1])
+    with pytest.raises(FvlightError, match=r"\['2'\]: transformations need a windowed one"):
+        transformation_curves(Readout(network, "2", window=False), images, [0, 1])
     with pytest.raises(FvlightError, match=r"images of shape \(2, 2, 3, 6, 6\) for 1 units"):
         transformation_curves((network, "2"), images, [0])
