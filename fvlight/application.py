@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 
@@ -17,16 +18,13 @@ from fvlight.analysis import cadena2018
 from fvlight.errors import FvlightError, unknown
 from fvlight.kinds import kind_named, metric_rows, nan_problems
 from fvlight.network import Network
-from fvlight.paper_figures import draw_averages, draw_phases
+from fvlight.paper_figures import FIGURES
 from fvlight.report import write_report
-from fvlight.results import write_images, write_metrics, write_summary
+from fvlight.results import write_curves, write_images, write_metrics, write_summary
 from fvlight.settings import chosen_layer, number
 from fvlight.tasks.base import PRECISIONS
 from fvlight.training import AtomicCheckpointIO, ProblemProgressBar, SaveRegularly, StopOnInterrupt
 from fvlight.training.checkpoints import FILE_NAME
-
-# The figures that belong to a set of claims.
-FIGURES = {"complex_cells": draw_phases, "corner": draw_averages}
 
 
 @dataclass
@@ -89,16 +87,20 @@ def run(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, command
     if (why := settings.get("whole_image")) and config["image_size"] is None:
         size = " x ".join(str(side) for side in settings["image_size"])
         print(f"the units of {layer!r} see the whole image of {size} pixels: {why}", file=sys.stderr)
-    precision, interrupted = _fit(config, task, run_dir, logger)
+    precision, device, interrupted = _fit(config, task, run_dir, logger)
     result = task.result or task.collect()
     write_images(run_dir, **kind.tensors(result, network))
     write_metrics(run_dir, kind.COLUMNS, metric_rows(task))
+    units = result.summary()
+    if (description := kind.describe(config, task, result, device)) is not None:
+        write_curves(run_dir, description.tensors())
+        units = [{**unit, "description": more} for unit, more in zip(units, description.summary(), strict=True)]
     nan = nan_problems(kind.problems(result))
     results, networks = {network.name: result}, {network.name: network}
     summary = {
         **_summary(config, task, settings, precision, command),
         "complete": result.complete,
-        "units": result.summary(),
+        "units": units,
         "warnings": [*result.warnings, *([f"became NaN and kept their last finite images: {nan}"] if nan else [])],
         "claims": conclude(config, results, networks, run_dir),
     }
@@ -107,8 +109,10 @@ def run(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, command
     return Outcome(summary, results, networks, report, interrupted, {network.name: nan} if nan else {})
 
 
-def _fit(config: Mapping[str, Any], task: L.LightningModule, run_dir: Path, logger: Logger | None) -> tuple[str, bool]:
-    """Fit the task, from its checkpoint where there is one. The precision, and whether Ctrl-C ended it."""
+def _fit(
+    config: Mapping[str, Any], task: L.LightningModule, run_dir: Path, logger: Logger | None
+) -> tuple[str, torch.device, bool]:
+    """Fit the task, from its checkpoint where there is one. Precision and device, and whether Ctrl-C ended it."""
     checkpoint = run_dir / "checkpoints" / FILE_NAME
     if checkpoint.exists():
         print(f"going on from {checkpoint}", file=sys.stderr)
@@ -120,7 +124,7 @@ def _fit(config: Mapping[str, Any], task: L.LightningModule, run_dir: Path, logg
         raise KeyboardInterrupt from error
     finally:
         interrupt.restore()
-    return str(trainer.precision), interrupt.requested
+    return str(trainer.precision), trainer.strategy.root_device, interrupt.requested
 
 
 def _trainer(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, interrupt: StopOnInterrupt) -> L.Trainer:

@@ -118,12 +118,17 @@ def _outcome(settings: dict[str, Any], overrides: list[str], run_dir: Path, comm
     from fvlight.report import print_summary_table
 
     if settings["runs"]:
-        parts = _parts(settings["runs"], [text for text in overrides if not text.startswith("experiment=")])
+        parts = _parts(settings["runs"], _of_runs(overrides))
         return application.run_experiment(settings, parts, run_dir, command)
     logger = settings.pop("logger", None)
     outcome = application.run(settings, run_dir, instantiate(logger) if logger else None, command)
     print_summary_table(outcome.summary, outcome.report)
     return outcome
+
+
+def _of_runs(typed: Sequence[str]) -> list[str]:
+    """What was typed, but for what is about the experiment itself: its name, and which of its runs there are."""
+    return [text for text in typed if not text.startswith(("experiment=", "runs.", "+runs.", "~runs."))]
 
 
 def _parts(runs: dict[str, list[str]], typed: list[str]) -> dict[str, dict[str, Any]]:
@@ -144,6 +149,17 @@ def _parts(runs: dict[str, list[str]], typed: list[str]) -> dict[str, dict[str, 
         mine = [text for text in typed if text.lstrip("+~").partition("=")[0] not in foreign]
         parts[name] = OmegaConf.to_container(compose(CONFIG, overrides=in_order(changes, mine)), resolve=True)
     return parts  # type: ignore[return-value]
+
+
+def configurations(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The resolved configurations of the runs that a command line starts, by name; that of a single run is named ""."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    with initialize_config_module("fvlight.conf", version_base="1.3"):
+        add_library_networks(arguments)
+        settings: Any = OmegaConf.to_container(compose(CONFIG, overrides=list(arguments)), resolve=True)
+        return _parts(settings["runs"], _of_runs(arguments)) if settings["runs"] else {"": settings}
 
 
 def in_order(changes: list[str], typed: list[str]) -> list[str]:
@@ -192,7 +208,7 @@ def _with_resume(arguments: list[str]) -> list[str]:
     before = [str(text) for text in OmegaConf.load(recorded) or []]
     now = [text for text in arguments if text not in given]
     kept = [text for text in before if not text.startswith("resume=")]
-    place = _quoted(run_dir)
+    place = quoted(run_dir)
     # Hydra would replace the record before the run could refuse what was typed: see `_recorded`
     return [*kept, *now, f"resume={place}", f"hydra.run.dir={place}", "hydra.output_subdir=null"]
 
@@ -225,7 +241,7 @@ def _refuse_old_run(arguments: list[str]) -> None:
         )
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
     """A path as Hydra's override grammar takes it: backslashes count as escapes only before a quote."""
     escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(path))
     return f"'{escaped}'"

@@ -18,6 +18,7 @@ from torch import Tensor
 from fvlight.errors import FvlightError
 
 SUMMARY, IMAGES, METRICS = "summary.json", "images.safetensors", "metrics.csv"
+CURVES = "transformations.safetensors"
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
@@ -52,7 +53,15 @@ def write_summary(run_dir: Path, summary: dict[str, Any]) -> Path:
 
 def write_images(run_dir: Path, images: Tensor, display: Tensor, **others: Tensor) -> Path:
     """``images.safetensors``: `images` float32 in input space, `display` uint8, both (U, L, n, C, H, W); and others."""
-    tensors = {"images": images, "display": display, **others}
+    return _write_tensors(run_dir / IMAGES, {"images": images, "display": display, **others})
+
+
+def write_curves(run_dir: Path, curves: dict[str, Tensor]) -> Path:
+    """``transformations.safetensors``: what units answer to their transformed images, see `Description.tensors`."""
+    return _write_tensors(run_dir / CURVES, curves)
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> Path:
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     def write(path: Path) -> None:
@@ -61,7 +70,7 @@ def write_images(run_dir: Path, images: Tensor, display: Tensor, **others: Tenso
         save_file(tensors, path)
         path.chmod(mode)  # safetensors' own file can be read by its owner alone
 
-    return write_atomically(run_dir / IMAGES, write)
+    return write_atomically(path, write)
 
 
 def write_metrics(run_dir: Path, columns: list[str], rows: list[list[Any]]) -> Path:

@@ -417,6 +417,9 @@ def test_what_one_kind_of_task_knows_reaches_only_its_runs(
     assert "crops_per_step" not in diverse
     for part in seen.values():
         assert (part["solver"]["lr"], part["restarts"], part["units"]) == (0.2, 2, 5)
+    seen.clear()
+    assert run("experiment=cadena2018/fig8_indices", "~runs.diverse_conv3_4", "~runs.texture_conv3_4")[0] == 2
+    assert len(seen) == 6
     status, _, error = run("experiment=cadena2018/fig8_indices", "crops_per_stepp=3")
     assert (status, "crops_per_stepp" in error[0]) == (2, True)
 

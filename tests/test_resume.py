@@ -199,7 +199,7 @@ def test_any_path_can_be_resumed(
     folder = tmp_path / name
     with monkeypatch.context() as patch:
         interrupt_after(2, patch)
-        status, errors = run(*SMALL, f"hydra.run.dir={cli._quoted(folder)}")
+        status, errors = run(*SMALL, f"hydra.run.dir={cli.quoted(folder)}")
     assert status == 130
     typed = shlex.split(errors[-1].partition("go on with: ")[2])  # what a shell makes of the remedy
     assert typed == ["fvlight", f"resume={folder}"]
@@ -208,8 +208,8 @@ def test_any_path_can_be_resumed(
     assert (status, errors) == (0, [f"going on from {folder / 'checkpoints' / 'last.ckpt'}"])
     assert outcome(folder) == outcome(finished)
     # in quotes too, and the run is not written over
-    assert run(f"resume={cli._quoted(folder)}")[0] == 0
-    status, errors = run(*SMALL, f"hydra.run.dir={cli._quoted(folder)}")
+    assert run(f"resume={cli.quoted(folder)}")[0] == 0
+    status, errors = run(*SMALL, f"hydra.run.dir={cli.quoted(folder)}")
     assert status == 2
     assert "a run already" in errors[0]
 

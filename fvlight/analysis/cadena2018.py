@@ -20,6 +20,7 @@ from fvlight.analysis.population import (
     shifts_and_averages,
     trade_off,
 )
+from fvlight.analysis.v1 import v1_cells
 from fvlight.network import Network
 from fvlight.readout import Readout
 
@@ -278,4 +279,5 @@ CLAIMS: dict[str, Callable[[Results, Networks], list[Claim]]] = {
     "shifts_and_averages": shifts_and_averages,
     "residual_network": residual_network,
     "restarts": restarts,
+    "v1_cells": v1_cells,
 }

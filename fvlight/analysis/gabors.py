@@ -20,6 +20,7 @@ from fvlight.analysis.phases import circular_gaps
 from fvlight.errors import FvlightError
 
 Array = NDArray[np.float64]
+LARGEST_GAP = 150.0  # degrees that a complex cell's phases may leave on the circle
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ def _turned_towards(gabor: Gabor, other: Gabor) -> Gabor:
 
 
 def is_complex(
-    images: Tensor | Sequence[Gabor], *, minimum: float = 0.5, gap: float = 150.0, share: float = 0.5
+    images: Tensor | Sequence[Gabor], *, minimum: float = 0.5, gap: float = LARGEST_GAP, share: float = 0.5
 ) -> bool | None:
     """Whether a unit's diverse images (n, H, W), or the Gabors fitted to them, are one Gabor at phases all round.
 

@@ -105,7 +105,7 @@ def _against_random(trained: Tensor, random: Tensor, seeds: int) -> Claim:
 
 @dataclass(frozen=True)
 class LayerIndices:
-    """The two indices of a layer's units, (U,) each: linear combination, shift invariance."""
+    """The two indices of a layer's units, (U,) each: linear combination, shift invariance; NaN without a lambda."""
 
     layer: str
     units: list[int]
@@ -123,11 +123,12 @@ def indices_of_layers(results: Mapping[str, Any], networks: Mapping[str, Network
         texture, network = results[f"texture_{which}"], networks[name]
         if diverse.units != texture.units:
             raise FvlightError(f"runs diverse_{which} and texture_{which} are of different units: give both the same")
-        images = chosen_images(diverse)
+        chosen = torch.tensor([k is not None for k in diverse.selected])
         templates = torch.stack([diverse.activations[u, k or 0] for u, k in enumerate(diverse.selected)])
-        combination = combination_index(network, diverse.layer, images, diverse.units)
+        combination = combination_index(network, diverse.layer, chosen_images(diverse), diverse.units)
         shift = shift_index(texture.activations, templates)
-        found.append(LayerIndices(diverse.layer, diverse.units, combination, shift))
+        combination, shift = (index.where(chosen, float("nan")) for index in (combination, shift))
+        found.append(LayerIndices(which, diverse.units, combination, shift))
     return found
 
 
@@ -187,7 +188,7 @@ def residual_network(results: Mapping[str, Any], networks: Mapping[str, Network]
     means = ", ".join(f"{one.layer} {float(one.shift.nanmean()):.2f}" for one in layers)
     return [
         Claim(
-            f"Units of ResNet-50 ({where}) gain less diversity than VGG-19's {reference.layer}",
+            f"Units of ResNet-50 ({where}) gain less diversity than VGG-19's conv3_1",
             "Cadena 2018, Sec. 5, Fig. 10",
             f"median gains {medians}; VGG-19 {float(gains_reference.nanmedian()):.2f}; ratio of the medians {gain}",
             "ratio < 1, its interval below 1", gain.high < 1,
@@ -219,7 +220,7 @@ def restarts(results: Mapping[str, DiverseResult], networks: Mapping[str, Networ
     return [
         Claim(
             "At lambda 0 one start reaches the best of twenty", "optimisation",
-            f"once over best, mean of units {bootstrap(np.mean, shares)}; worst {float(shares.nan_to_num(0).min()):.3f}",
+            f"once / best, mean of units {bootstrap(np.mean, shares)}; worst {float(shares.nan_to_num(0).min()):.3f}",
             ">= 0.98", bool(shares.nanmean() >= 0.98),
         ),
         Claim("No unit ends dead", "optimisation", f"{dead} of {len(once)} units", "0", dead == 0),

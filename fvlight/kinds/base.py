@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor, nn
 
+from fvlight.analysis.description import Description
 from fvlight.errors import FvlightError, unknown
 from fvlight.network import Network
 from fvlight.priors import TotalVariation
@@ -28,6 +35,9 @@ class Kind(Protocol):
 
     def tensors(self, result: Any, network: Network) -> dict[str, Tensor]:
         """What ``images.safetensors`` holds: `images`, `display` (U, …, C, H, W) and the kind's own."""
+
+    def describe(self, config: Mapping[str, Any], task: Any, result: Any, device: torch.device) -> Description | None:
+        """What more there is to say of each unit once its problems are solved; computed on the fit's device."""
 
     def problems(self, result: Any) -> list[tuple[str, str]]:
         """Each reported problem in words, with its status."""
@@ -63,6 +73,25 @@ def _prior(name: str) -> nn.Module | None:
         raise unknown("prior", name, priors)
     kind = priors[name]
     return None if kind is None else kind()
+
+
+@contextmanager
+def progress(words: str, shown: bool = True, seconds: float = 30.0) -> Iterator[Callable[[float], None]]:
+    """To be told the share that is done: a bar on a terminal, elsewhere a line every so many seconds."""
+    began = last = time.monotonic()
+    terminal = sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), transient=True, disable=not (shown and terminal)) as bar:
+        row = bar.add_task(words, total=1.0)
+
+        def show(share: float) -> None:
+            nonlocal last
+            bar.update(row, completed=share)
+            now = time.monotonic()
+            if shown and not terminal and now - last >= seconds:
+                last, left = now, (now - began) * (1 - share) / share
+                print(f"{words}: {share:.0%}, about {left:.0f} s left", file=sys.stderr, flush=True)
+
+        yield show
 
 
 def nan_problems(problems: list[tuple[str, str]]) -> str:

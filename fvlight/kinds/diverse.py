@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from fvlight.analysis.description import Description, describe_units
 from fvlight.analysis.diverse import DiverseResult
 from fvlight.errors import FvlightError
-from fvlight.kinds.base import common_settings
+from fvlight.kinds.base import common_settings, progress
 from fvlight.network import Network
 from fvlight.readout import Readout
 from fvlight.settings import chosen_layer, chosen_units, number, numbers, parse_position, resolve_norm
@@ -24,6 +26,8 @@ def build(config: Mapping[str, Any], network: Network) -> tuple[DiverseTask, str
     layer, grid = chosen_layer(config), config["lambda_grid"]
     image_size = None if config["image_size"] is None else numbers(config, "image_size", 2, int)
     common = common_settings(config)
+    if not isinstance(config["describe"], bool):
+        raise FvlightError(f"describe={config['describe']}: there are true and false")
     try:
         position = parse_position(config.get("position"))
         reader = UnitReadout(network, layer, config["distance_layer"], image_size, position)
@@ -81,6 +85,19 @@ def _window(readout: Readout) -> dict[str, Any]:
 def tensors(result: DiverseResult, network: Network) -> dict[str, Tensor]:
     """`images` and `display` (U, L, n, C, H, W)."""
     return {"images": result.images, "display": network.input_space.to_display(result.images)}
+
+
+def describe(
+    config: Mapping[str, Any], task: DiverseTask, result: DiverseResult, device: torch.device
+) -> Description | None:
+    """See `Kind`."""
+    if not config["describe"]:
+        return None
+    shown = config["trainer"].get("enable_progress_bar", True)
+    with progress(f"describing {len(result.units)} units", shown) as show:
+        images = task.pool.capacity * task.images_per_problem  # as many at once as in the fit
+        where = device if device.type == "cuda" else "cpu"  # Apple's GPUs have no float64, in which images are turned
+        return describe_units(result, task.reader.readout, device=where, at_once=images, progress=show)
 
 
 def problems(result: DiverseResult) -> list[tuple[str, str]]:

@@ -39,6 +39,7 @@ def build(config: Mapping[str, Any], network: Network) -> tuple[TextureTask, str
         worst=number(config, "worst"),
         crops_per_step=None if config["crops_per_step"] is None else number(config, "crops_per_step", int),
         crops_at_once=number(config, "crops_at_once", int),
+        readout=readout,
         **common,
     )
     return task, origin

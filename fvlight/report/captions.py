@@ -8,6 +8,8 @@ def describe(figure: FigureFile, run: RunData) -> tuple[str, str]:
     """Heading and caption of one of the report's own figures."""
     if figure.kind == "textures":
         return "Textures and the activations of their crops", figure.caption
+    if figure.kind == "transformations":
+        return "What transformations leave of the activation", figure.caption
     if figure.kind == "tradeoff":
         return "Trade-off between activation and diversity", _tradeoff_caption(figure, run)
     total = finite(run.summary.get("images_per_problem"))

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .captions import describe
 from .figures import MAX_UNIT_FIGURES, FigureFile, write_figures
+from .mosaic import figure_png
 from .run_data import (
     ABSENT,
     RunData,
@@ -22,10 +23,19 @@ from .run_data import (
     write_atomically,
 )
 from .textures import HEADINGS, TextureUnit, texture_units
+from .transformations import (
+    description_cells,
+    description_headings,
+    read_curves,
+    transformations_caption,
+    transformations_figure,
+    transformations_of,
+)
 
 # Figures of single units beyond this many bytes stay files: browsers open a page of some tens of megabytes.
 EMBED_LIMIT = 32 * 2**20
 MAX_LISTED = 8
+TRANSFORMATIONS = "transformations.png"
 KINDS = {
     "diverse": "Diverse feature visualization",
     "texture": "Shift-invariant textures",
@@ -83,7 +93,7 @@ def write_report(run_dir: Path) -> Path:
     """
     run_dir = Path(run_dir)
     run = read_summary(run_dir)
-    written = write_figures(run_dir, run)
+    written = [*write_figures(run_dir, run), *_write_transformations(run_dir, run)]
     captions, caption_warnings = _read_captions(run_dir / "figures")
     main = [_embed(figure.path, *describe(figure, run)) for figure in written if figure.kind != "unit"]
     main += [
@@ -91,6 +101,7 @@ def write_report(run_dir: Path) -> Path:
         for path in _extra_figures(run_dir / "figures", written)
     ]
     textures = texture_units(run.summary)
+    described = _described(run)
     single = _embed_units([figure for figure in written if figure.kind == "unit"], run)
     page = _template().render(
         summary=run.summary,
@@ -103,6 +114,8 @@ def write_report(run_dir: Path) -> Path:
         texture_headings=HEADINGS,
         texture_rows=[(None, unit.row) for unit in textures] + _texture_run_rows(run.summary),
         runs=_run_rows(run.summary),
+        description_headings=description_headings([unit for _, unit in described]),
+        descriptions=_description_rows(described),
         claims=[_claim_row(claim) for claim in run.summary.get("claims") or ()],
         figures=main,
         unit_figures=single,
@@ -124,6 +137,16 @@ def add_figure(run_dir: Path, name: str, png: bytes, caption: str) -> Path:
     write_atomically(folder / name, png)
     write_atomically(folder / "captions.json", json.dumps({**captions, name: caption}, ensure_ascii=False).encode())
     return folder / name
+
+
+def _write_transformations(run_dir: Path, run: RunData) -> list[FigureFile]:
+    """The curves of a run whose units are described."""
+    curves = read_curves(run_dir, run)
+    if not curves:
+        return []
+    path = run_dir / "figures" / TRANSFORMATIONS
+    write_atomically(path, figure_png(transformations_figure(run, curves)))
+    return [FigureFile(path, "transformations", caption=transformations_caption(run))]
 
 
 def _template() -> Any:
@@ -157,7 +180,7 @@ def _embed_units(figures: Sequence[FigureFile], run: RunData) -> list[EmbeddedFi
 
 def _extra_figures(folder: Path, written: Sequence[FigureFile]) -> list[Path]:
     """PNG files that others put into the folder; figures of an earlier report of the run are not extras."""
-    own = {figure.path.name for figure in written} | {"tradeoff.png", "images.png", "textures.png"}
+    own = {figure.path.name for figure in written} | {"tradeoff.png", "images.png", "textures.png", TRANSFORMATIONS}
     return sorted(
         path
         for path in folder.glob("*.png")
@@ -234,6 +257,20 @@ def _run_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
         if part.get("task") != "texture"
         for unit in parse_summary(part).units
     ]
+
+
+def _described(run: RunData) -> list[tuple[str | None, UnitResult]]:
+    """All units that are described, with the name of the run's folder for an experiment of several runs."""
+    parts = (run.summary.get("runs") or {}).items()
+    units = [(None, unit) for unit in run.units] + [
+        (str(name), unit) for name, part in parts if part.get("task") != "texture" for unit in parse_summary(part).units
+    ]
+    return [(name, unit) for name, unit in units if unit.description]
+
+
+def _description_rows(described: Sequence[tuple[str | None, UnitResult]]) -> list[dict[str, Any]]:
+    names = transformations_of([unit for _, unit in described])
+    return [{"name": name, "unit": unit.unit, "cells": description_cells(unit, names)} for name, unit in described]
 
 
 def _texture_run_rows(summary: Mapping[str, Any]) -> list[tuple[str | None, tuple[str, ...]]]:

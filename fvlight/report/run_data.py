@@ -89,16 +89,20 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """One unit: its sweep in file order, which is also the order of the lambda axis of `display`."""
+    """One unit: its sweep in file order, which is also the order of the lambda axis of `display`.
+
+    `description`, where the run made one, is that of `summary.json`: see `transformations.py`.
+    """
 
     unit: str
     lambda_selected: float | None
     sweep: tuple[SweepPoint, ...]
+    description: Mapping[str, Any] | None = None
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "UnitResult":
         sweep = tuple(SweepPoint.from_json(point) for point in entry.get("sweep") or ())
-        return cls(str(entry.get("unit")), finite(entry.get("lambda_selected")), sweep)
+        return cls(str(entry.get("unit")), finite(entry.get("lambda_selected")), sweep, entry.get("description"))
 
     @property
     def chosen(self) -> int | None:

@@ -82,6 +82,7 @@ class TextureTask(ProblemTask):
             beginning one further in each step; the final figures are of all places. None: at all.
         crops_at_once: so many crops of all problems are kept for the backward pass; of more, parts are computed
             again there.
+        readout: of this layer, where one has been made already.
 
     After ``trainer.fit(task)``, ``task.result`` is the `TextureResult`.
     """
@@ -93,9 +94,10 @@ class TextureTask(ProblemTask):
         sigma_ratio: float = 2.4, every_place: bool = False, worst: float = 0.0, crops_per_step: int | None = None,
         prior: nn.Module | None = None, alpha: float = 0.0, preconditioned: bool = True, adam: Adam | None = None,
         patience: Patience | None = None, at_once: int = 4, inner_steps: int = 10, crops_at_once: int = 4096,
+        readout: Readout | None = None,
     ) -> None:  # fmt: skip
         self._check(restarts, worst, crops_per_step, crops_at_once)
-        readout = Readout(network, layer)
+        readout = readout or Readout(network, layer)
         if readout.field is not None and readout.field.whole_image:
             raise FvlightError(
                 f"the units of layer {layer!r} in {network.name!r} see the whole image ({readout.field.reason}): "

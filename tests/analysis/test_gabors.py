@@ -213,6 +213,18 @@ def test_one_phase_or_two_opposite_ones_are_not_complex() -> None:
     assert is_complex(scattered(two, 0, 60)) is False
 
 
+@pytest.mark.parametrize(("gap", "complex_"), [(60.0, True), (145.0, True), (155.0, False), (180.0, False)])
+def test_a_gap_in_the_phases_decides(gap: float, complex_: bool) -> None:
+    """Six phases evenly over the rest of the circle, wherever it begins; and the criterion can be another."""
+    for begin in (0.0, 100.0, 290.0):
+        phases = [(begin + i * (360 - gap) / 5) % 360 for i in range(6)]
+        gabors = [Gabor(0, 0, 4, 1, 8, 20, phase) for phase in phases]
+        assert phase_spread(gabors).largest_gap == pytest.approx(gap)
+        assert is_complex(gabors) is complex_
+        assert is_complex(gabors, gap=gap + 1)
+        assert not is_complex(gabors, gap=gap - 1)
+
+
 def test_the_spread_is_that_of_circular_statistics() -> None:
     phases = [10.0, 50, 100, 200, 350]
     spread = phase_spread([Gabor(0, 0, 4, 1, 8, 20, phase) for phase in phases])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fvlight.kinds import KINDS, metric_rows, nan_problems
+from fvlight.kinds.base import progress
 
 
 def test_nan_problems_are_named() -> None:
@@ -56,3 +57,25 @@ def test_metrics_are_in_order_of_problems_and_steps(kind: str, address: dict[int
     for row in table:
         where = [row[key] for key in ("unit", "lambda", "start") if key in row]
         assert tuple(where) == address[row["problem"]]
+
+
+def test_progress_off_a_terminal_is_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 10.0, 40.0, 50.0, 80.0])
+    monkeypatch.setattr("fvlight.kinds.base.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with progress("describing 8 units") as show:
+        for share in (0.1, 0.4, 0.5, 0.8):
+            show(share)
+    output = capsys.readouterr()
+    assert output.err.splitlines() == [
+        "describing 8 units: 40%, about 60 s left",
+        "describing 8 units: 80%, about 20 s left",
+    ]
+    assert output.out == ""
+
+
+def test_progress_that_is_not_wanted(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("describing 8 units", shown=False, seconds=0) as show:
+        show(0.5)
+    assert capsys.readouterr() == ("", "")
