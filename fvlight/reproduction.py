@@ -257,7 +257,7 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--report", type=Path, help="the page to write (OUT/REPRODUCTION.md)")
     parser.add_argument("--findings", type=Path, default=Path("docs/findings"), help="folder of hand-written figN.md")
     parser.add_argument("--render-only", action="store_true", help="run nothing, write the page")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of fvlight for all runs")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of fvlight for all runs; ~runs.NAME")
     return parser.parse_intermixed_args(given)
 
 
@@ -267,7 +267,7 @@ def main(given: Sequence[str] | None = None) -> int:
     out = options.out.expanduser().resolve()
     try:
         for text in options.overrides:
-            if text.startswith(RESERVED) or "=" not in text:
+            if text.startswith(RESERVED) or not ("=" in text or text.startswith("~")):
                 raise FvlightError(f"{text}: write KEY=VALUE, and choose experiments with --only, folders with --out")
         names = chosen(options.only)
         images = options.images and options.images.expanduser().resolve()

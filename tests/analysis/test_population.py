@@ -12,11 +12,13 @@ from fvlight import FvlightError, Network
 from fvlight.analysis.diverse import DiverseResult
 from fvlight.analysis.indices import combination_index
 from fvlight.analysis.population import (
+    LayerIndices,
     anticorrelation,
     chosen_images,
     diversity_gains,
     indices_of_layers,
     invariance_of_units,
+    mixtures,
     residual_network,
     restarts,
     trade_off,
@@ -172,3 +174,24 @@ def test_starts_are_compared_unit_by_unit(share: float, dead: int, hold: list[bo
     once.activations = best.activations * share
     once.activations[:dead] = 0
     assert [claim.holds for claim in restarts({"once": once, "best_of_20": best}, {})] == hold
+
+
+def test_triples_and_random_mixtures_beside_pairs() -> None:
+    """Squared units: the fewer of a unit's images have its best one's sign, the less mixtures of any kind drive it."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(1, 24, 5, bias=False)
+    best = conv.weight.detach()[:, None, None]
+    shift = torch.linspace(-1, 3, 24)[:, None, None, None, None, None]  # from half and half to all of one sign
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])[:, None, None, None] + shift
+    images = signs * best + 0.05 * best.norm() * torch.randn(24, 3, 6, 1, 5, 5)
+    images = images / images.flatten(3).norm(dim=3)[..., None, None, None]
+    network, result = Network(nn.Sequential(conv, Square()), "n"), result_with(torch.full((24,), 3.0))
+    result.images, result.layer = images, "1"
+    pairs = combination_index(network, "1", images[:, 1], result.units)
+    claim = mixtures(result, network, LayerIndices("a", result.units, pairs, pairs))
+    triples = combination_index(network, "1", images[:, 1], result.units, size=3)
+    rho = stats.spearmanr(pairs.numpy(), triples.numpy()).statistic
+    assert claim.holds is True
+    assert f"{float(pairs.median()):.2f} (pairs), {float(triples.median()):.2f} (triples)" in str(claim.measured)
+    assert f"with pairs {rho:.3g} [" in str(claim.measured)
+    assert mixtures(result, network, LayerIndices("a", result.units, pairs.flip(0), pairs)).holds is False
