@@ -257,7 +257,7 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--report", type=Path, help="the page to write (OUT/REPRODUCTION.md)")
     parser.add_argument("--findings", type=Path, default=Path("docs/findings"), help="folder of hand-written figN.md")
     parser.add_argument("--render-only", action="store_true", help="run nothing, write the page")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of fvlight for all runs; ~runs.NAME")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings for all runs, or ~runs.NAME")
     return parser.parse_intermixed_args(given)
 
 
