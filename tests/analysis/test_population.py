@@ -74,6 +74,17 @@ def test_claims_hold_where_they_were_made_to(trained: Tensor, random: Tensor, ho
     assert f"gain {low:.3g} [" in str(claims[0].measured)
 
 
+def test_a_grid_that_ends_too_early_decides_nothing() -> None:
+    random = result_with(gains_of(2, 0.3, seed=1))
+    random.activations = random.activations.clone()
+    random.activations[:7, 2] = 0.95  # of 60
+    claim = invariance_of_units({"trained": result_with(gains_of(15, 0.8)), "random_0": random}, {})[2]
+    assert claim.holds is None
+    assert "for 7 of 60 the largest lambda was chosen" in str(claim.measured)
+    random.activations[0, 2] = 0.5
+    assert invariance_of_units({"trained": result_with(gains_of(15, 0.8)), "random_0": random}, {})[2].holds is True
+
+
 def test_without_random_weights_there_is_no_comparison() -> None:
     assert len(invariance_of_units({"trained": result_with(gains_of(15, 0.8))}, {})) == 2
 
