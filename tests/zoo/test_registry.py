@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import fvlight.conf
 from fvlight import FvlightError, Network, Readout, ReceptiveField, receptive_field
+from fvlight.settings import parse_units
 from fvlight.tracing import preceding_layer
 from fvlight.zoo import list_networks, load_network
 from fvlight.zoo.registry import BUILDERS, register
@@ -177,14 +178,13 @@ def test_its_configuration_fits_it(name: str) -> None:
         layers.add(preceding_layer(network, study["layer"]))
     else:
         layers.add(study["distance_layer"])
-    for layer in layers - {"pixels"}:
-        assert not receptive_field(network, layer).whole_image
+    for layer in layers - {"pixels"}:  # a neuron of the V1 networks' readout is one of the whole image
+        assert receptive_field(network, layer).whole_image is (layer == "readout")
     value = Readout(network, study["layer"])(
         torch.zeros(1, network.input_space.channels, *receptive_field(network, study["layer"]).size)
     )
     assert isinstance(value, Tensor)
-    units = study["unit"] if isinstance(study["unit"], list) else [study["unit"]]
-    assert all(0 <= unit < value.shape[1] for unit in units)
+    assert parse_units(study["unit"], value.shape[1], study["layer"])
 
 
 def test_every_network_has_a_configuration_and_the_other_way_round() -> None:
