@@ -15,6 +15,7 @@ from fvlight.analysis.population import (
     diversity_gains,
     indices_of_layers,
     invariance_of_units,
+    median,
     residual_network,
     restarts,
     shifts_and_averages,
@@ -230,7 +231,7 @@ def layers_gallery(results: Results, networks: Networks) -> list[Claim]:
             Claim(
                 f"Units of {result.layer} have images that are more diverse at nine tenths of their activation",
                 "Cadena 2018, Fig. 7",
-                f"{above} of {len(gains)} units; median gain {float(gains.nanmedian()):.2f}",
+                f"{above} of {len(gains)} units; median gain {median(gains):.2f}",
                 "all but a tenth of the units", above >= 0.9 * len(gains),
             )
         )  # fmt: skip

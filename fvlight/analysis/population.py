@@ -102,7 +102,7 @@ def _against_random(result: DiverseResult, others: Sequence[DiverseResult]) -> C
     return Claim(
         "Units with random weights are clearly less invariant",
         "Cadena 2018, Sec. 4.2, Fig. 5",
-        f"median gain {float(trained.nanmedian()):.2f} trained, {float(random.nanmedian()):.2f} random "
+        f"median gain {median(trained):.2f} trained, {median(random):.2f} random "
         f"({len(others)} seeds; for {at_end} of {len(random)} the largest lambda was chosen); ratio {found}",
         "ratio of the medians > 1, its interval above 1",
         found.low > 1 if at_end <= 0.1 * len(random) else None,
@@ -158,6 +158,11 @@ def shifts_and_averages(results: Mapping[str, Any], networks: Mapping[str, Netwo
     return claims
 
 
+def median(values: Tensor) -> float:
+    """Of the units that have a number; between the two middle ones where there are two."""
+    return float(np.nanmedian(values))
+
+
 def fall(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     """By how much the mean of the second sample is below the first's."""
     return float(np.mean(one) - np.mean(other))
@@ -186,11 +191,11 @@ def mixtures(result: DiverseResult, network: Network, layer: LayerIndices) -> Cl
     """Beyond the paper: averages of three images and random mixtures of all of them beside averages of pairs."""
     images, pairs = chosen_images(result), layer.combination
     known = pairs.isfinite()
-    medians, ranks = [f"{float(pairs.nanmedian()):.2f}"], []
+    medians, ranks = [f"{median(pairs):.2f}"], []
     for size, random in ((3, 0), (2, MIXTURES)):
         index = combination_index(network, result.layer, images, layer.units, size=size, random=random)
         index = index.where(known, float("nan"))
-        medians.append(f"{float(index.nanmedian()):.2f}")
+        medians.append(f"{median(index):.2f}")
         ranks.append(bootstrap(rank_correlation, pairs, index))
     return Claim(
         f"Averages of three images, and random mixtures of all, order units of {layer.layer} as averages of pairs do",
@@ -213,13 +218,13 @@ def residual_network(results: Mapping[str, Any], networks: Mapping[str, Network]
     averages = bootstrap(np.median, combination)
     invariant = ((every_gain >= INVARIANT[0]) & (combination <= INVARIANT[1])).double()
     share = bootstrap(np.mean, invariant.where(every_gain.isfinite(), float("nan")))
-    medians = ", ".join(f"{one.layer} {float(g.nanmedian()):.2f}" for one, g in zip(layers, gains, strict=True))
+    medians = ", ".join(f"{one.layer} {median(g):.2f}" for one, g in zip(layers, gains, strict=True))
     means = ", ".join(f"{one.layer} {float(one.shift.nanmean()):.2f}" for one in layers)
     return [
         Claim(
             f"Units of ResNet-50 ({where}) gain less diversity than VGG-19's conv3_1",
             "Cadena 2018, Sec. 5, Fig. 10",
-            f"median gains {medians}; VGG-19 {float(gains_reference.nanmedian()):.2f}; ratio of the medians {gain}",
+            f"median gains {medians}; VGG-19 {median(gains_reference):.2f}; ratio of the medians {gain}",
             "ratio < 1, its interval below 1", gain.high < 1,
         ),
         Claim(
