@@ -136,19 +136,20 @@ def _parts(runs: dict[str, list[str]], typed: list[str]) -> dict[str, dict[str, 
     from hydra import compose
     from omegaconf import OmegaConf
 
-    composed: dict[str, Any] = {}
-    for name, changes in runs.items():
-        add_library_networks(list(changes))
-        plain = in_order(list(changes), [text for text in typed if text.startswith("task=")])
-        composed[name] = (OmegaConf.to_container(compose(CONFIG, overrides=plain)), list(changes))
-    known = {config["task"]["name"]: set(_names(config)) for config, _ in composed.values()}
+    def configuration(overrides: list[str], resolve: bool = True) -> Any:
+        return OmegaConf.to_container(compose(CONFIG, overrides=overrides), resolve=resolve)
+
+    changed = {name: [str(text) for text in changes] for name, changes in runs.items()}
+    kinds = {name: [t for t in in_order(c, typed) if t.startswith("task=")][-1:] for name, c in changed.items()}
+    known = {tuple(kind): set(_names(configuration(kind, resolve=False))) for kind in kinds.values()}
     every = set().union(*known.values())
     parts = {}
-    for name, (plain, changes) in composed.items():
-        foreign = every - known[plain["task"]["name"]]
+    for name, changes in changed.items():
+        add_library_networks(changes)
+        foreign = every - known[tuple(kinds[name])]
         mine = [text for text in typed if text.lstrip("+~").partition("=")[0] not in foreign]
-        parts[name] = OmegaConf.to_container(compose(CONFIG, overrides=in_order(changes, mine)), resolve=True)
-    return parts  # type: ignore[return-value]
+        parts[name] = configuration(in_order(changes, mine))
+    return parts
 
 
 def configurations(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:

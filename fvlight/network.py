@@ -39,6 +39,10 @@ class InputSpace:
             rgb = (rgb * luma).sum(-3, keepdim=True)
         return (rgb * self.scale - self._column(self.mean, rgb)) / self._column(self.std, rgb)
 
+    def to_rgb(self, images: Tensor) -> Tensor:
+        """Input space (..., channels, H, W) back to photographs' own numbers, which may lie outside [0, 1]."""
+        return (images * self._column(self.std, images) + self._column(self.mean, images)) / self.scale
+
     def to_display(self, images: Tensor) -> Tensor:
         """Input space (..., channels, H, W) to what a screen shows, uint8 of the same shape.
 
@@ -47,7 +51,7 @@ class InputSpace:
         """
         images = images.float()
         if self.photographic:
-            rgb = (images * self._column(self.std, images) + self._column(self.mean, images)) / self.scale
+            rgb = self.to_rgb(images)
         else:
             peak = images.abs().amax(dim=(-3, -2, -1), keepdim=True).clamp_min(1e-12)
             rgb = 0.5 + 0.5 * images / peak

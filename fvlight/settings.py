@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.progress import track
 
@@ -14,6 +14,8 @@ from fvlight.errors import FvlightError
 from fvlight.images import PatchNorm, mean_patch_norm
 from fvlight.network import Network
 from fvlight.readout import Position
+
+Member = TypeVar("Member")
 
 
 def chosen_layer(config: Mapping[str, Any]) -> str:
@@ -39,7 +41,13 @@ def chosen_units(config: Mapping[str, Any], available: int, layer: str) -> list[
     count = number(config, "units", int)
     if count < 1:
         raise FvlightError(f"units={count}: a sample of at least 1 unit, or null for all that unit= names")
-    return named if count >= len(named) else [named[i * len(named) // count] for i in range(count)]
+    return even_sample(named, count)
+
+
+def even_sample(members: Sequence[Member], count: int) -> list[Member]:
+    """So many of them, spread evenly from the first on; all where there are no more."""
+    count = min(count, len(members))
+    return [members[i * len(members) // count] for i in range(count)]
 
 
 def parse_units(given: Any, available: int, layer: str) -> list[int]:

@@ -208,10 +208,13 @@ def test_a_layer_that_is_not_called_is_said_to_be_so() -> None:
 def test_where_the_window_is_not_known_it_is_the_whole_image_if_that_is_known(layer: str) -> None:
     field = receptive_field(Network(Head(), image_size=(12, 14)), layer)
     assert (field.size, field.whole_image) == ((12, 14), True)
-    assert field.reason == {
-        "mixed": "branches of different strides meet at 'mul'",
-        "fc": "'pool' (AdaptiveAvgPool2d) looks at all positions",
-    }[layer]
+    assert (
+        field.reason
+        == {
+            "mixed": "branches of different strides meet at 'mul'",
+            "fc": "'pool' (AdaptiveAvgPool2d) looks at all positions",
+        }[layer]
+    )
 
 
 def test_an_untraceable_network_of_known_size_is_seen_whole() -> None:

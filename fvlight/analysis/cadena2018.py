@@ -10,6 +10,7 @@ from torch import Tensor
 from fvlight.analysis.claims import Claim
 from fvlight.analysis.combinations import subset_averages
 from fvlight.analysis.diverse import DiverseResult
+from fvlight.analysis.indices import read_units
 from fvlight.analysis.phases import circular_gaps, in_plane_images, largest_cluster, phase_plane, phases
 from fvlight.analysis.population import (
     diversity_gains,
@@ -263,9 +264,7 @@ def corner(results: Results, networks: Networks) -> list[Claim]:
 def pair_average_activation(result: DiverseResult, network: Network, layer: str, u: int, k: int) -> Tensor:
     """Activations (pairs,) of the pair averages of unit ``result.units[u]`` at lambda k."""
     averages = subset_averages(result.images[u, k])
-    with torch.no_grad():
-        units = torch.full((len(averages),), result.units[u])
-        return Readout(network, layer)(averages, units)  # type: ignore[return-value]
+    return read_units(Readout(network, layer), averages[None], [result.units[u]])[0]
 
 
 CLAIMS: dict[str, Callable[[Results, Networks], list[Claim]]] = {

@@ -111,7 +111,10 @@ def _against_random(result: DiverseResult, others: Sequence[DiverseResult]) -> C
 
 @dataclass(frozen=True)
 class LayerIndices:
-    """The two indices of a layer's units, (U,) each: linear combination, shift invariance; NaN without a lambda."""
+    """The two indices of a layer's units, (U,) each: linear combination, shift invariance; NaN without a lambda.
+
+    ``layer`` is what its two runs are named by: the X of `diverse_X` and `texture_X`.
+    """
 
     layer: str
     units: list[int]
@@ -209,8 +212,8 @@ def mixtures(result: DiverseResult, network: Network, layer: LayerIndices) -> Cl
 def residual_network(results: Mapping[str, Any], networks: Mapping[str, Network]) -> list[Claim]:
     """Fig. 10: the layers of a residual network, from runs `diverse_X` and `texture_X`, against `…_vgg_conv3_1`."""
     indices = indices_of_layers(results, networks)
-    names = [name for name in results if name.startswith("diverse_")]
-    (reference, *layers), (gains_reference, *gains) = indices, [diversity_gains(results[name]) for name in names]
+    (reference, *layers) = indices
+    (gains_reference, *gains) = [diversity_gains(results[f"diverse_{one.layer}"]) for one in indices]
     every_gain, where = torch.cat(gains), ", ".join(one.layer for one in layers)
     shift, combination = (torch.cat([getattr(one, key) for one in layers]) for key in ("shift", "combination"))
     gain = bootstrap(ratio_of_medians, every_gain, gains_reference, paired=False)

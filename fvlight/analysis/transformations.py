@@ -79,8 +79,7 @@ def hue_turned(images: Tensor, degrees: float, input_space: InputSpace) -> Tenso
     turn = torch.tensor(
         [[same, before, after], [after, same, before], [before, after, same]], dtype=torch.float64, device=images.device
     )
-    mean, std = (torch.tensor(v, dtype=torch.float64).reshape(-1, 1, 1) for v in (input_space.mean, input_space.std))
-    rgb = (images.double() * std.to(turn) + mean.to(turn)) / input_space.scale
+    rgb = input_space.to_rgb(images.double())
     return input_space.from_rgb(torch.einsum("ij,...jhw->...ihw", turn, rgb)).to(images.dtype)
 
 

@@ -23,8 +23,8 @@ Networks = Mapping[str, Network]
 def draw_units(results: Results, networks: Networks, run_dir: Path) -> Path:
     """Fig. 6: units' images and textures with both indices, from runs `diverse_X` and `texture_X`."""
     portraits = []
-    names = [name.removeprefix("diverse_") for name in results if name.startswith("diverse_")]
-    for name, found in zip(names, indices_of_layers(results, networks), strict=True):
+    for found in indices_of_layers(results, networks):
+        name = found.layer
         diverse, texture = results[f"diverse_{name}"], results[f"texture_{name}"]
         space = networks[f"diverse_{name}"].input_space
         gains, relative = diversity_gains(diverse), at_choice(diverse.relative_activation, diverse)

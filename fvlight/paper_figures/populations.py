@@ -56,20 +56,18 @@ def _population(name: str, color: str, result: DiverseResult) -> Population:
 def draw_indices(results: Results, networks: Networks, run_dir: Path) -> Path:
     """Fig. 8: both indices, from runs `diverse_X` and `texture_X` for every X."""
     found = indices_of_layers(results, networks)
-    layers = [
-        LayerPoints(name, one.combination.double().numpy(), one.shift.double().numpy())
-        for name, one in zip(_names(results), found, strict=True)
-    ]
-    units = ", ".join(f"{len(one.units)} of {name}" for name, one in zip(_names(results), found, strict=True))
+    layers = [LayerPoints(one.layer, one.combination.double().numpy(), one.shift.double().numpy()) for one in found]
+    units = ", ".join(f"{len(one.units)} of {one.layer}" for one in found)
     return add_figure(run_dir, "indices.png", figure_png(index_figure(layers)), f"{INDEX_CAPTION} Units: {units}.")
 
 
 def draw_residual(results: Results, networks: Networks, run_dir: Path) -> Path:
     """Fig. 10: the same of a residual network's layers beside one of VGG-19, and the diversity gains of each."""
     draw_indices(results, networks, run_dir)
+    names = [name.removeprefix("diverse_") for name in results if name.startswith("diverse_")]
     populations = [
         _population(name, UNIT_COLOURS[index % len(UNIT_COLOURS)], results[f"diverse_{name}"])
-        for index, name in enumerate(_names(results))
+        for index, name in enumerate(names)
     ]
     where = ", ".join(
         f"{one.name}: {results[f'diverse_{one.name}'].layer} of {networks[f'diverse_{one.name}'].name}"
@@ -77,8 +75,3 @@ def draw_residual(results: Results, networks: Networks, run_dir: Path) -> Path:
     )
     caption = f"{GAINS_CAPTION} A curve per layer ({where})."
     return add_figure(run_dir, "diversity_gains.png", figure_png(gains_figure(populations)), caption)
-
-
-def _names(results: Results) -> list[str]:
-    """Every X of runs `diverse_X`, in the order of `indices_of_layers`."""
-    return [name.removeprefix("diverse_") for name in results if name.startswith("diverse_")]

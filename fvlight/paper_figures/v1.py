@@ -17,6 +17,7 @@ from fvlight.report.figures import UNIT_COLOURS
 from fvlight.report.gallery import GalleryLayer, GalleryRow
 from fvlight.report.mosaic import figure_png
 from fvlight.report.v1 import CAPTION, CellGaps, gap_figure
+from fvlight.settings import even_sample
 
 ROWS = 8  # examples of simple and of complex cells, of each run
 SHORT = {"simple": "simple", "energy": "energy", "hubel_wiesel": "H&W"}
@@ -61,8 +62,8 @@ def _images(
 ) -> list[GalleryLayer]:
     """Examples of both sorts, or those that were not ``told`` rightly."""
     examples = {
-        "simple": _sample([one for one in found if not one.truth]),
-        "complex": _sample([one for one in found if one.truth]),
+        "simple": even_sample([one for one in found if not one.truth], ROWS),
+        "complex": even_sample([one for one in found if one.truth], ROWS),
     }
     groups = examples if told else {"not told rightly": [one for one in found if not one.right]}
     title = name.replace("_", " ")
@@ -80,8 +81,3 @@ def _row(one: Verdict, result: DiverseResult, network: Network) -> GalleryRow:
     k = result.selected[u]
     images = None if k is None else network.input_space.to_display(result.images[u, k]).numpy()
     return GalleryRow(one.unit, images, f"{SHORT[one.kind]}, {one.spread.largest_gap:.0f}\u00b0")
-
-
-def _sample(members: list[Verdict]) -> list[Verdict]:
-    count = min(ROWS, len(members))
-    return [members[i * len(members) // count] for i in range(count)]
