@@ -120,3 +120,26 @@ def diverse_score(
     drive = activations.mean(1) if convention.mean_activation else activations.sum(1)
     score = drive + lambdas * min_distance
     return score if log_prior is None else score + log_prior.sum(1)
+
+
+def direction_score(responses: Tensor, targets: Tensor, power: float = 2, floor: float = 0.1) -> Tensor:
+    """How far responses reach along target objectives: ``<yh, y> cos(yh, y)^power``, (b,) [R, Sec. 2].
+
+    Where the cosine is above the floor the gradient with respect to ``yh`` is ``c^k M_k y`` exactly, with
+    ``M_k = (k + 1) I - k yh yh' / |yh|²`` and c the cosine. Below it the factor is the constant ``floor^k``: the
+    gradient points along y, the way out of responses that are orthogonal to the target or away from it, where powers
+    of the cosine itself have saddle points (even k), or rise towards -y (odd k).
+
+    Args:
+        responses: (b, n) feature responses yh. Those of zero score 0, with the gradient of the floor.
+        targets: (b, n) target objectives y, of unit length.
+        power: k, the paper's is lost; 0 gives ``<yh, y>``.
+        floor: the cosine is never taken for less, in [0, 1). Lucid's is 0.1; at 0 a response that points away from its
+            target has no gradient. Lucid also adds 1e-4 to both lengths, which the gradient's closed form would not
+            survive: lengths are clamped instead, and only where they are zero.
+    """
+    if not power >= 0 or not 0 <= floor < 1:
+        raise FvlightError(f"power={power}, floor={floor} of the cosine: power 0 or more, floor from 0 to below 1")
+    projections = (responses * targets).sum(1)
+    lengths = torch.linalg.vector_norm(responses, dim=1).clamp_min(torch.finfo(responses.dtype).tiny)
+    return projections * (projections / lengths).clamp_min(floor).pow(power)

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from fvlight.errors import FvlightError
-from fvlight.objectives import CONVENTIONS, convention_named, diverse_score, min_pair_distance, pair_distances
+from fvlight.objectives import (
+    CONVENTIONS,
+    convention_named,
+    direction_score,
+    diverse_score,
+    min_pair_distance,
+    pair_distances,
+)
 
 CODE, PAPER = CONVENTIONS["code"], CONVENTIONS["paper"]
 
@@ -91,3 +98,82 @@ def test_errors_name_what_is_wrong():
         convention_named("papre")
     with pytest.raises(FvlightError, match="at least two images"):
         pair_distances(torch.ones(1, 1, 3), CODE)
+
+
+def unit(*shape, seed=1):
+    y = torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return y / y.norm(dim=1, keepdim=True)
+
+
+def near(targets, amount, seed=2):
+    """Responses of all lengths, and of cosines between about 0.5 and 1 to the targets."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(targets.shape, dtype=torch.float64, generator=generator)
+    lengths = 10 ** torch.linspace(-6, 6, len(targets), dtype=torch.float64)[:, None]
+    return lengths * (targets + amount * noise / noise.norm(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("power", [0, 1, 2, 3, 4])
+def test_the_directions_gradient_is_the_papers_linear_map_of_the_target(power):
+    """papers.md A1: grad f = c^k M_k y with M_k = (k + 1) I - k yh yh' / |yh|^2."""
+    targets = unit(30, 12)
+    responses = near(targets, 1.2).requires_grad_()
+    (gradient,) = torch.autograd.grad(direction_score(responses, targets, power).sum(), responses)
+    for yh, y, found in zip(responses.detach(), targets, gradient, strict=True):
+        cosine = (yh @ y) / yh.norm()
+        assert cosine > 0.1
+        matrix = (power + 1) * torch.eye(12, dtype=torch.float64) - power * torch.outer(yh, yh) / yh.norm() ** 2
+        expected = cosine**power * matrix @ y
+        assert (found - expected).norm() <= 1e-12 * expected.norm()
+
+
+@pytest.mark.parametrize("power", [0, 1, 2, 3, 4])
+def test_a_directions_score_is_projection_times_cosine_to_the_power(power):
+    targets = unit(10, 5)
+    responses = near(targets, 1.2)
+    expected = [
+        float(yh @ y) * (float(yh @ y) / math.sqrt(float(yh @ yh))) ** power
+        for yh, y in zip(responses, targets, strict=True)
+    ]
+    torch.testing.assert_close(direction_score(responses, targets, power), torch.tensor(expected).double())
+
+
+@pytest.mark.parametrize("power", [1, 2, 3, 4])
+def test_below_the_floor_the_gradient_points_along_the_target(power):
+    """So an odd power does not rise towards -y, and an even one is not stuck at responses orthogonal to y."""
+    targets = unit(3, 4)
+    across = targets.flip(1) * torch.tensor([1.0, -1.0, 1.0, -1.0]).double()
+    across -= (across * targets).sum(1, keepdim=True) * targets
+    for responses in (-3 * targets, across, across - 0.5 * targets):
+        responses = responses.clone().requires_grad_()
+        score = direction_score(responses, targets, power, floor=0.2)
+        (gradient,) = torch.autograd.grad(score.sum(), responses)
+        torch.testing.assert_close(score.detach(), 0.2**power * (responses.detach() * targets).sum(1))
+        torch.testing.assert_close(gradient, 0.2**power * targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("length", [0.0, 1e-42])
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+@pytest.mark.parametrize("power", [0, 1, 2, 3, 4])
+def test_a_silent_response_has_a_finite_gradient(power, floor, length, dtype):
+    targets = unit(2, 4).to(dtype)
+    responses = (length * targets).requires_grad_()
+    score = direction_score(responses, targets, power, floor)
+    (gradient,) = torch.autograd.grad(score.sum(), responses)
+    assert score.abs().max() <= 1e-40
+    assert gradient.isfinite().all()
+    if length == 0:
+        torch.testing.assert_close(gradient, floor**power * targets)
+
+
+def test_directions_of_a_batch_do_not_couple():
+    targets, together = unit(4, 6), near(unit(4, 6), 0.5)
+    alone = torch.cat([direction_score(r[None], y[None], 2) for r, y in zip(together, targets, strict=True)])
+    torch.testing.assert_close(direction_score(together, targets, 2), alone)
+
+
+@pytest.mark.parametrize(("power", "floor"), [(-1, 0.1), (2, -0.1), (2, 1.0), (float("nan"), 0.1)])
+def test_impossible_powers_and_floors_are_named(power, floor):
+    with pytest.raises(FvlightError, match=f"power={power}, floor={floor}"):
+        direction_score(torch.ones(1, 2), torch.ones(1, 2), power, floor)

@@ -85,7 +85,7 @@ class DenseNetBC(nn.Sequential):
 @register("densenet_bc")
 def densenet_bc(
     *, weights: str = "default", seed: int = 0, growth: int = 12, depth: int = 100, num_classes: int = 10,
-    transition: str = "average",
+    transition: str = "average", dead_class: int | None = None,
 ) -> Network:  # fmt: skip
     """DenseNet-BC (L = 100, k = 12), trained on CIFAR-10; input: RGB in [0, 1], standardised, 32 × 32.
 
@@ -100,11 +100,15 @@ def densenet_bc(
         depth: L, 6 n + 4 for n layers a block.
         transition: the pooling behind the transitions' convolutions: ``average`` as [Huang et al. 2017] and the
             published weights, or ``max``, as [R] says.
+        dead_class: the logit of this class is 0 for every image: its row of the classifier and its bias are set to
+            zero. It stands in for the network of [R] that has never seen one of its classes (their DN4cl).
     """
     if depth < 10 or (depth - 4) % 6:
         raise FvlightError(f"depth={depth} of densenet_bc is not 6 n + 4: take 40, 100 or 190, for example")
     if transition not in POOLINGS:
         raise unknown("transition", transition, POOLINGS, "densenet_bc")
+    if dead_class is not None and not 0 <= dead_class < num_classes:
+        raise FvlightError(f"dead_class={dead_class} of densenet_bc: there are classes 0 to {num_classes - 1}")
     module, unloaded = prepared(
         lambda: DenseNetBC(growth, depth, num_classes, POOLINGS[transition]),
         weights,
@@ -113,6 +117,9 @@ def densenet_bc(
             "densenet_bc.safetensors", "densenet_bc", "CIFAR-10, L=100, k=12, block1.layer.0.conv1.weight …"
         ),
     )
+    if dead_class is not None:
+        for name in ("fc.weight", "fc.bias"):
+            module.get_parameter(name).data[dead_class] = 0
     aliases = {f"dense{block}": f"block{block}" for block in (1, 2, 3)}
     space = InputSpace(channels=3, mean=CIFAR_MEAN, std=CIFAR_STD)
     return Network(module, "densenet_bc", space, aliases, (32, 32), unloaded=unloaded)

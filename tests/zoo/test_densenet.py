@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,6 +86,31 @@ def test_a_transition_may_take_the_maximum() -> None:
         assert torch.equal(full_map(average.module, "trans1", x), F.avg_pool2d(before, 2))
 
 
+def test_a_dead_class_has_a_logit_of_zero_and_leaves_the_others_alone() -> None:
+    network = load_network("densenet_bc", "random", depth=10, dead_class=4)
+    whole = randomised(load_network("densenet_bc", "random", depth=10).module, seed=1)
+    x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    others = [c for c in range(10) if c != 4]
+    with torch.inference_mode():
+        dead, alive = randomised(network.module, seed=1)(x), whole(x)
+    assert not dead[:, 4].any()
+    assert (alive[:, 4] != 0).all()
+    assert torch.equal(dead[:, others], alive[:, others])
+
+
+def test_trained_weights_lose_a_dead_class_with_its_bias(shared: Path) -> None:
+    weights = shared / "weights" / "cifar10_densenet_bc_100_12.safetensors"
+    if not weights.exists():
+        pytest.skip(f"no weights at {weights}")
+    dead = load_network("densenet_bc", str(weights), dead_class=4).module.fc
+    alive = load_network("densenet_bc", str(weights)).module.fc
+    for name in ("weight", "bias"):
+        found, expected = getattr(dead, name), getattr(alive, name).detach().clone()
+        assert expected[4].abs().max() > 0
+        expected[4] = 0
+        assert torch.equal(found, expected)
+
+
 def test_random_weights_are_the_authors_initialisation() -> None:
     """N(0, sqrt(2 / (k² outputs))); batch norm 1 and 0; no bias in the classifier."""
     for part in load_network("densenet_bc", "random").module.modules():
@@ -102,5 +128,8 @@ def test_impossible_options_are_named() -> None:
     for depth in (4, 99, 101):
         with pytest.raises(FvlightError, match=rf"depth={depth} of densenet_bc is not 6 n \+ 4"):
             load_network("densenet_bc", "random", depth=depth)
+    for dead in (-1, 10):
+        with pytest.raises(FvlightError, match=f"dead_class={dead} of densenet_bc: there are classes 0 to 9"):
+            load_network("densenet_bc", "random", dead_class=dead)
     with pytest.raises(FvlightError, match="no transition 'avg' in densenet_bc: did you mean 'average'"):
         load_network("densenet_bc", "random", transition="avg")
