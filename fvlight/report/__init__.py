@@ -7,6 +7,7 @@ from .averages import averages_sheet
 from .gallery import GalleryLayer, GalleryRow, UnitPortrait, gallery_sheet, portrait_sheet
 from .html import add_figure, write_report
 from .indices import LayerPoints, index_figure
+from .inversion import angles_figure, contributions_figure, ssim_figure, sweep_figure
 from .phase_curves import CellCurve, curve_figure
 from .phases import CellSweep, phase_figure
 from .populations import Population, gains_figure, population_figure
@@ -21,7 +22,9 @@ __all__ = [
     "Population",
     "UnitPortrait",
     "add_figure",
+    "angles_figure",
     "averages_sheet",
+    "contributions_figure",
     "curve_figure",
     "gains_figure",
     "gallery_sheet",
@@ -30,5 +33,7 @@ __all__ = [
     "population_figure",
     "portrait_sheet",
     "print_summary_table",
+    "ssim_figure",
+    "sweep_figure",
     "write_report",
 ]

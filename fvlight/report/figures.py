@@ -39,7 +39,10 @@ UNIT_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
 
 @dataclass(frozen=True)
 class FigureFile:
-    """A written figure; `kind` is tradeoff, images, unit or textures, `reduced` the factor its images shrank by."""
+    """A written figure; `kind` is tradeoff, images, unit, textures, ..., `reduced` the factor its images shrank by.
+
+    What has a heading brings its caption along; `captions.describe` makes those of the others.
+    """
 
     path: Path
     kind: str
@@ -47,7 +50,8 @@ class FigureFile:
     columns: int = 0
     reduced: int = 1
     quantity: str = ""
-    caption: str = ""  # of textures
+    caption: str = ""
+    heading: str = ""
 
 
 def write_figures(run_dir: Path, run: RunData) -> list[FigureFile]:

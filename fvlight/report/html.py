@@ -12,17 +12,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from .captions import describe
 from .figures import MAX_UNIT_FIGURES, FigureFile, write_figures
 from .mosaic import figure_png
+from .objectives import write_inversions, write_realizations
 from .run_data import (
-    ABSENT,
+    MAX_LISTED,
     RunData,
     UnitResult,
     format_lambda,
     format_number,
+    listed,
     parse_summary,
     read_summary,
     write_atomically,
 )
-from .textures import HEADINGS, TextureUnit, texture_units
+from .table import DIVERSE, page_tables, unit_table
 from .transformations import (
     description_cells,
     description_headings,
@@ -34,13 +36,16 @@ from .transformations import (
 
 # Figures of single units beyond this many bytes stay files: browsers open a page of some tens of megabytes.
 EMBED_LIMIT = 32 * 2**20
-MAX_LISTED = 8
 TRANSFORMATIONS = "transformations.png"
 KINDS = {
     "diverse": "Diverse feature visualization",
     "texture": "Shift-invariant textures",
+    "realization": "Realizations of target objectives",
+    "inverse": "Inverse feature visualization",
     "experiment": "Experiment",
 }
+WRITERS = {"realization": write_realizations, "inverse": write_inversions}  # of figures, by kind of task
+WITH_IMAGES = ("images", "textures", "objectives")  # figures that show what images.safetensors holds
 HOLDS = {True: ("holds", "yes"), False: ("does not hold", "no")}
 TEXTURE_NAMES = {"norm": "root mean square of the crops' norms", "image_size": "size of a crop in pixels"}
 NOT_SETTINGS = {"units", "runs", "experiment", "claims", "warnings", "complete", "command"}
@@ -57,6 +62,11 @@ SETTING_NAMES = {
     "texture_size": "size of the textures in pixels",
     "places": "crops of a texture",
     "sigma_ratio": "size of a crop over sigma of its window",
+    "features": "features of the objectives",
+    "power": "power of the cosine",
+    "floor": "least cosine",
+    "parameterization": "parameterization",
+    "aggregation": "aggregation of the maps",
     "worst": "weight of the least active crop",
     "crops_per_step": "crops looked at in a step",
     "whole_image": "units see the whole image",
@@ -93,27 +103,24 @@ def write_report(run_dir: Path) -> Path:
     """
     run_dir = Path(run_dir)
     run = read_summary(run_dir)
-    written = [*write_figures(run_dir, run), *_write_transformations(run_dir, run)]
+    write = WRITERS.get(str(run.summary.get("task")), write_figures)
+    written = [*write(run_dir, run), *_write_transformations(run_dir, run)]
     captions, caption_warnings = _read_captions(run_dir / "figures")
-    main = [_embed(figure.path, *describe(figure, run)) for figure in written if figure.kind != "unit"]
+    main = [_embed(figure.path, *_texts(figure, run)) for figure in written if figure.kind != "unit"]
     main += [
         _embed(path, path.stem.replace("_", " ").capitalize(), captions.get(path.name, ""))
         for path in _extra_figures(run_dir / "figures", written)
     ]
-    textures = texture_units(run.summary)
     described = _described(run)
     single = _embed_units([figure for figure in written if figure.kind == "unit"], run)
     page = _template().render(
         summary=run.summary,
         kind=KINDS.get(str(run.summary.get("task")), str(run.summary.get("task"))),
         units_text=_units_text(run),
-        banners=_banners(run, textures, has_images=any(figure.kind in ("images", "textures") for figure in written)),
-        threshold=run.threshold,
+        banners=_banners(run, has_images=any(figure.kind in WITH_IMAGES for figure in written)),
         heading=_heading(run.summary),
-        rows=[] if textures else [_unit_row(unit) for unit in run.units],
-        texture_headings=HEADINGS,
-        texture_rows=[(None, unit.row) for unit in textures] + _texture_run_rows(run.summary),
-        runs=_run_rows(run.summary),
+        tables=page_tables(run.summary),
+        title_of_none=unit_table(run.summary).title,
         description_headings=description_headings([unit for _, unit in described]),
         descriptions=_description_rows(described),
         claims=[_claim_row(claim) for claim in run.summary.get("claims") or ()],
@@ -147,6 +154,11 @@ def _write_transformations(run_dir: Path, run: RunData) -> list[FigureFile]:
     path = run_dir / "figures" / TRANSFORMATIONS
     write_atomically(path, figure_png(transformations_figure(run, curves)))
     return [FigureFile(path, "transformations", caption=transformations_caption(run))]
+
+
+def _texts(figure: FigureFile, run: RunData) -> tuple[str, str]:
+    """Heading and caption."""
+    return (figure.heading, figure.caption) if figure.heading else describe(figure, run)
 
 
 def _template() -> Any:
@@ -202,13 +214,12 @@ def _read_captions(folder: Path) -> tuple[dict[str, str], list[str]]:
     return {str(name): str(caption) for name, caption in content.items()}, []
 
 
-def _banners(run: RunData, textures: Sequence[TextureUnit], has_images: bool) -> list[Banner]:
+def _banners(run: RunData, has_images: bool) -> list[Banner]:
     """What a reader must know before reading any number."""
     banners = []
     if run.summary.get("complete") is not True:
         banners.append(Banner("problem", "This run is incomplete. Numbers and images below are provisional."))
-    problems = [(f"unit {unit.unit} at λ = {point.lam:g}", point.status) for unit, point in run.problems]
-    problems += [(f"unit {unit.unit}", unit.status) for unit in textures]
+    problems = _problems(run)
     for status, level, meaning in (
         ("nan", "problem", "ended with values that are not finite (status nan)"),
         ("interrupted", "problem", "were interrupted"),
@@ -216,22 +227,29 @@ def _banners(run: RunData, textures: Sequence[TextureUnit], has_images: bool) ->
     ):
         found = [name for name, word in problems if word == status]
         if found:
-            banners.append(Banner(level, f"{len(found)} of {len(problems)} problems {meaning}: {_listed(found)}."))
+            banners.append(Banner(level, f"{len(found)} of {len(problems)} problems {meaning}: {listed(found)}."))
+    kind = unit_table(run.summary)
     unchosen = [unit.unit for unit in run.units if unit.lambda_selected is None]
-    if unchosen and not textures:
+    if unchosen and kind is DIVERSE:
         banners.append(Banner("note", f"No λ was chosen for {_counted(unchosen)}."))
+    banners += [Banner("note", remark) for remark in kind.remarks(run.summary.get("units") or ())]
     if not has_images and not run.summary.get("runs"):
         banners.append(Banner("note", "The run directory holds no images (images.safetensors)."))
     return banners
 
 
-def _listed(items: Sequence[str]) -> str:
-    rest = len(items) - MAX_LISTED
-    return ", ".join(items[:MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+def _problems(run: RunData) -> list[tuple[str, str]]:
+    """Name and status of every problem: one per lambda of a unit, or one per unit."""
+    kind = unit_table(run.summary)
+    if kind is DIVERSE:
+        return [(f"unit {unit.unit} at λ = {point.lam:g}", point.status) for unit, point in run.problems]
+    name = "unit {}" if kind.noun is None else "{}"
+    units = run.summary.get("units") or ()
+    return [(name.format(unit.get("unit")), str(unit.get("status"))) for unit in units]
 
 
 def _counted(units: Sequence[str]) -> str:
-    return f"unit {units[0]}" if len(units) == 1 else f"units {_listed(units)}"
+    return f"unit {units[0]}" if len(units) == 1 else f"units {listed(units)}"
 
 
 def _units_text(run: RunData) -> str:
@@ -239,8 +257,10 @@ def _units_text(run: RunData) -> str:
         return "runs: " + ", ".join(run.summary["runs"])
     if not run.units:
         return "no units"
-    names = [unit.unit for unit in run.units]
-    return _counted(names) if len(names) <= MAX_LISTED else f"{len(names)} units ({_listed(names)})"
+    names, noun = [unit.unit for unit in run.units], unit_table(run.summary).noun
+    if noun is not None:
+        return f"{len(names)} {noun}{'s' * (len(names) > 1)}: {listed(names)}"
+    return _counted(names) if len(names) <= MAX_LISTED else f"{len(names)} units ({listed(names)})"
 
 
 def _heading(summary: Mapping[str, Any]) -> str:
@@ -249,21 +269,11 @@ def _heading(summary: Mapping[str, Any]) -> str:
     return f"{summary.get('network')}, {summary.get('layer')}"
 
 
-def _run_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
-    """For an experiment of several runs: a row per run and unit, with the name of the run's folder."""
-    return [
-        {"name": str(name), **_unit_row(unit)}
-        for name, part in (summary.get("runs") or {}).items()
-        if part.get("task") != "texture"
-        for unit in parse_summary(part).units
-    ]
-
-
 def _described(run: RunData) -> list[tuple[str | None, UnitResult]]:
     """All units that are described, with the name of the run's folder for an experiment of several runs."""
     parts = (run.summary.get("runs") or {}).items()
     units = [(None, unit) for unit in run.units] + [
-        (str(name), unit) for name, part in parts if part.get("task") != "texture" for unit in parse_summary(part).units
+        (str(name), unit) for name, part in parts for unit in parse_summary(part).units
     ]
     return [(name, unit) for name, unit in units if unit.description]
 
@@ -271,25 +281,6 @@ def _described(run: RunData) -> list[tuple[str | None, UnitResult]]:
 def _description_rows(described: Sequence[tuple[str | None, UnitResult]]) -> list[dict[str, Any]]:
     names = transformations_of([unit for _, unit in described])
     return [{"name": name, "unit": unit.unit, "cells": description_cells(unit, names)} for name, unit in described]
-
-
-def _texture_run_rows(summary: Mapping[str, Any]) -> list[tuple[str | None, tuple[str, ...]]]:
-    """The same for its runs of textures: the folder's name, and the cells of a unit."""
-    runs = (summary.get("runs") or {}).items()
-    return [(str(name), unit.row) for name, part in runs for unit in texture_units(part)]
-
-
-def _unit_row(unit: UnitResult) -> dict[str, str]:
-    point = unit.chosen_point
-    converged = sum(entry.status == "converged" for entry in unit.sweep)
-    return {
-        "unit": unit.unit,
-        "chosen": format_lambda(unit.lambda_selected),
-        "activation": ABSENT if point is None else format_number(point.relative_activation),
-        "gain": ABSENT if point is None else format_number(point.diversity_gain),
-        "distance": ABSENT if point is None else format_number(point.min_distance),
-        "converged": f"{converged} of {len(unit.sweep)}",
-    }
 
 
 def _claim_row(claim: Mapping[str, Any]) -> dict[str, str]:
@@ -317,6 +308,7 @@ def _settings(run: RunData) -> list[tuple[str, str]]:
     summary = run.summary
     keys = [key for key in SETTING_NAMES if key in summary]
     keys += [key for key in summary if key not in SETTING_NAMES and key not in NOT_SETTINGS]
+    keys = [key for key in keys if not isinstance(summary[key], dict)]  # results of an experiment
     names = SETTING_NAMES | (TEXTURE_NAMES if summary.get("task") == "texture" else {})
     settings = [(names.get(key, key.replace("_", " ")), _setting(summary[key])) for key in keys]
     if run.lambdas:

@@ -64,7 +64,7 @@ def population_figure(populations: Sequence[Population], threshold: float, choic
     gains_panel(axes[-2], populations)
     trade_off_panel(axes[-1], populations, threshold)
     for letter, one in zip("abc", axes, strict=False):
-        _finish(one, letter)
+        finish_axes(one, letter)
     return figure
 
 
@@ -73,7 +73,7 @@ def gains_figure(populations: Sequence[Population]) -> Figure:
     figure = Figure(figsize=(5.6, 4.2), dpi=DPI, facecolor="white", layout="constrained")
     axes = figure.subplots()
     gains_panel(axes, populations)
-    _finish(axes, "")
+    finish_axes(axes)
     return figure
 
 
@@ -157,7 +157,8 @@ def _plain_decades(axes: Axes, which: str, values: NDArray[np.float64]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _finish(axes: Axes, letter: str) -> None:
+def finish_axes(axes: Axes, letter: str = "") -> None:
+    """A letter above the panel, no frame above and right of it, a light grid."""
     axes.set_title(letter, loc="left", fontsize=10, fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ ABSENT = "\u2013"  # en dash: there is no value to show, as opposed to one that 
 # Two lambdas are the same grid value if they agree to this relative precision (a JSON round trip is exact,
 # a value re-typed by hand or computed as a product need not be).
 SAME_LAMBDA = 1e-9
+MAX_LISTED = 8
 
 
 def finite(value: object) -> float | None:
@@ -49,6 +50,60 @@ def format_number(value: object, digits: int = 3) -> str:
 def format_lambda(value: float | None) -> str:
     """A grid value as it was typed (`2.56`, not `2.560`); `none` when no value was chosen."""
     return "none" if value is None else f"{value:g}"
+
+
+def listed(items: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    rest = len(items) - MAX_LISTED
+    return ", ".join(items[:MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table of units.
+
+    `cell` makes its text of what `UnitTable.read` returned; None where a unit has nothing to say, and a column of
+    nothing else is left out. `short` is the heading in a terminal, None: the same; a heading of "" leaves the column
+    out, there or on the page.
+    """
+
+    heading: str
+    cell: Callable[[Any], str | None]
+    short: str | None = None
+
+
+@dataclass(frozen=True)
+class UnitTable:
+    """How the units of one kind of task stand in a table.
+
+    Attributes:
+        title, subtitle: on the page, and behind network and layer in a terminal.
+        columns: see `Column`.
+        note: from a summary to the sentences below the table.
+        read: from an entry of `units` to what the cells are made of.
+        noun: what a unit is called where several are counted, None: they are units of a layer, named by a number.
+        remarks: from the entries to what a reader must know of some of them.
+    """
+
+    title: str
+    subtitle: str
+    columns: tuple[Column, ...]
+    note: Callable[[Mapping[str, Any]], str]
+    read: Callable[[Mapping[str, Any]], Any] = dict
+    noun: str | None = None
+    remarks: Callable[[Sequence[Mapping[str, Any]]], list[str]] = lambda units: []
+
+    def filled(self, units: Sequence[Mapping[str, Any]], terminal: bool = False) -> tuple[list[str], list[list[str]]]:
+        """Headings, and the cells of each unit."""
+        read = [self.read(unit) for unit in units]
+        found = []
+        for column in self.columns:
+            heading = column.short if terminal and column.short is not None else column.heading
+            cells = [column.cell(unit) for unit in read] if heading else []
+            if any(cell is not None for cell in cells):
+                found.append((heading, [ABSENT if cell is None else cell for cell in cells]))
+        rows = zip(*(cells for _, cells in found), strict=True)
+        return [heading for heading, _ in found], [list(row) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -184,6 +239,15 @@ class DisplayImages:
         if len(part.get_shape()) != 3:
             raise ValueError(f"'activations' must be (units, rows, columns); is {tuple(part.get_shape())}")
         return np.asarray(part[index : index + 1], dtype=np.float32)[0]
+
+    def table(self, name: str) -> NDArray[np.float64] | None:
+        """A tensor (units, n) by its name; None where the run has none."""
+        if name not in set(self._handle.keys()):
+            return None
+        values = np.asarray(self._handle.get_tensor(name), dtype=np.float64)
+        if values.ndim != 2 or len(values) != self.shape[0]:
+            raise ValueError(f"'{name}' must be (units, n) of {self.shape[0]} units; is {values.shape}")
+        return values
 
 
 @contextmanager

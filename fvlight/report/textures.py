@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 
 from .mosaic import ACCENT, MUTED, PLACEHOLDER, Cell, Pixels, Sheet, has_tiles
-from .run_data import UNDEFINED, finite, format_number
+from .run_data import UNDEFINED, Column, UnitTable, finite, format_number
 
 MAX_TEXTURES = 24
 LARGE, SMALL = 240, 144  # pixels of a texture's side: of up to four, of more
@@ -17,7 +17,6 @@ COLUMN_BUDGET = 1480  # pixels that one row of textures may take
 COLOURS = colormaps["viridis"]
 MARGIN, HEADER, UNDER = 16, 54, 40
 TICKS, BAR, VALUES, GAP = 34, 12, 62, 22  # widths: of an axis with its numbers, of the colour bar, of its numbers
-HEADINGS = ("unit", "mean activation", "least activation", "largest activation", "steps", "status")
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,25 @@ class TextureUnit:
             status=str(entry.get("status") or "unknown"),
         )
 
-    @property
-    def row(self) -> tuple[str, ...]:
-        """Its cells below `HEADINGS`."""
-        numbers = (format_number(value) for value in (self.mean, self.least, self.largest))
-        return self.unit, *numbers, UNDEFINED if self.steps is None else str(self.steps), self.status
+
+TABLE = UnitTable(
+    title="Activations of the textures",
+    subtitle=": activation of the crops",
+    read=TextureUnit.from_json,
+    columns=(
+        Column("unit", lambda unit: unit.unit),
+        Column("mean activation", lambda unit: format_number(unit.mean), "mean"),
+        Column("least activation", lambda unit: format_number(unit.least), "least"),
+        Column("largest activation", lambda unit: format_number(unit.largest), "largest"),
+        Column("steps", lambda unit: UNDEFINED if unit.steps is None else str(unit.steps)),
+        Column("status", lambda unit: unit.status),
+    ),
+    note=lambda summary: (
+        "Activations are those of the unit for the windowed crops of its texture, one crop per place. Steps: of the "
+        "solver. Status: converged means that the stopping criterion was met, max_steps that the limit on steps was "
+        "reached before."
+    ),
+)
 
 
 def texture_units(summary: Mapping[str, Any]) -> list[TextureUnit]:
@@ -115,7 +128,7 @@ def _header(sheet: Sheet, x: int, y: int, to_map: int, block: TextureBlock) -> N
     unit = block.unit
     tiles = f"; {len(block.texture)} channels, a grey tile each" if has_tiles(len(block.texture)) else ""
     sheet.text(x, y + 14, f"unit {unit.unit}{tiles}", size=10, bold=True)
-    mean, least, largest = unit.row[1:4]
+    mean, least, largest = (format_number(value) for value in (unit.mean, unit.least, unit.largest))
     sheet.text(x, y + 35, f"activation: mean {mean}, least {least}, largest {largest}", size=7.5, color=MUTED)
     if unit.status != "converged":
         sheet.text(x + to_map, y + 14, unit.status, size=7.5, color=ACCENT)

@@ -155,7 +155,7 @@ def test_page_is_self_contained(tmp_path: Path) -> None:
 
 def test_page_states_results_claims_and_settings(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "run", summary_of()))
-    row = "<td>10</td><td>0.1</td><td>0.909</td><td>1.10</td>\n<td>2.20</td><td>3 of 3</td>"
+    row = "<td>10</td><td>0.1</td><td>0.909</td><td>1.10</td><td>2.20</td><td>3 of 3</td>"
     assert row in page
     for words in (
         ">holds<",
