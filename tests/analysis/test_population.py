@@ -177,14 +177,17 @@ def test_a_residual_network_is_set_against_vgg() -> None:
     assert holds((8, 0.6), (1.2, 0.3))[2:] == [True, False]  # averages don't, but there is no gain
 
 
-@pytest.mark.parametrize(("share", "dead", "hold"), [(0.99, 0, [True, True]), (0.97, 2, [False, False])])
+@pytest.mark.parametrize(("share", "dead", "hold"), [(0.99, 0, [True, True, True]), (0.97, 2, [False, True, False])])
 def test_starts_are_compared_unit_by_unit(share: float, dead: int, hold: list[bool]) -> None:
     best = result_with(torch.ones(8))
     once = result_with(torch.ones(8))
     best.activations = best.activations * torch.arange(1.0, 9)[:, None, None]
     once.activations = best.activations * share
     once.activations[:dead] = 0
-    assert [claim.holds for claim in restarts({"once": once, "best_of_20": best}, {})] == hold
+    three = result_with(torch.ones(8))
+    three.activations = best.activations * 0.985
+    results = {"once": once, "best_of_3": three, "best_of_20": best}
+    assert [claim.holds for claim in restarts(results, {})] == hold
 
 
 def test_triples_and_random_mixtures_beside_pairs() -> None:
