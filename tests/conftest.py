@@ -164,8 +164,9 @@ def restored_environment() -> Iterator[None]:
 
 
 def pytest_sessionstart() -> None:
-    # As many as the smallest CI machine has: sums, and so their last digits, depend on the threads.
-    torch.set_num_threads(2)
+    # As many as the smallest CI machine has, unless several processes share them: sums, and so their last digits,
+    # depend on the threads.
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
 def _existing(path: Path, what: str) -> Path:

