@@ -14,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 
 import fvlight
-from fvlight.analysis import cadena2018
+from fvlight.analysis import cadena2018, reinbold2020
 from fvlight.errors import FvlightError, unknown
 from fvlight.kinds import kind_named, metric_rows, nan_problems
 from fvlight.network import Network
@@ -25,6 +25,9 @@ from fvlight.settings import chosen_layer, number
 from fvlight.tasks.base import PRECISIONS
 from fvlight.training import AtomicCheckpointIO, ProblemProgressBar, SaveRegularly, StopOnInterrupt
 from fvlight.training.checkpoints import FILE_NAME
+
+CLAIMS = {**cadena2018.CLAIMS, **reinbold2020.CLAIMS}
+SIBLINGS = ("realizations", "start", "image")  # settings that may name another run of the experiment
 
 
 @dataclass
@@ -83,7 +86,7 @@ def run(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, command
     kind = kind_named(config)
     network = build_network(config)
     task, origin = kind.build(config, network)
-    settings = kind.settings(task, origin)
+    settings = kind.settings(task, origin, config)
     if (why := settings.get("whole_image")) and config["image_size"] is None:
         size = " x ".join(str(side) for side in settings["image_size"])
         print(f"the units of {layer!r} see the whole image of {size} pixels: {why}", file=sys.stderr)
@@ -165,11 +168,11 @@ def conclude(
     name = config.get("claims")
     if not name:
         return []
-    if name not in cadena2018.CLAIMS:
-        raise unknown("set of claims", name, cadena2018.CLAIMS)
+    if name not in CLAIMS:
+        raise unknown("set of claims", name, CLAIMS)
     if name in FIGURES:
         FIGURES[name](results, networks, run_dir)
-    return [claim.as_dict() for claim in cadena2018.CLAIMS[name](results, networks)]
+    return [claim.as_dict() for claim in CLAIMS[name](results, networks)]
 
 
 def _summary(
@@ -183,8 +186,6 @@ def _summary(
         "layer": chosen_layer(config),
         **settings,
         "seed": task.seed,
-        "prior": config["prior"]["name"],
-        "alpha": task.alpha,
         "precision": precision,
         "seconds": round(task.seconds, 3),
         "version": fvlight.__version__,
@@ -202,7 +203,8 @@ def run_experiment(
     nan: dict[str, str] = {}
     for name, part in runs.items():
         print(f"{name}", file=sys.stderr)
-        outcome = run(part, run_dir / name, None, command)
+        siblings = {key: str(run_dir / str(part[key])) for key in SIBLINGS if part.get(key) in runs}
+        outcome = run({**part, **siblings}, run_dir / name, None, command)
         (results[name],), (networks[name],) = outcome.results.values(), outcome.networks.values()
         parts[name] = {
             key: outcome.summary[key]
@@ -220,6 +222,7 @@ def run_experiment(
         "version": fvlight.__version__,
         "command": command,
         "runs": parts,
+        **(reinbold2020.measures(results, networks) if config["claims"] in reinbold2020.CLAIMS else {}),
         "claims": conclude(config, results, networks, run_dir),
         "warnings": [f"{name}: {text}" for name, part in parts.items() for text in part["warnings"]],
     }

@@ -124,12 +124,14 @@ class FrozenConv2d:
             )[0]  # fmt: skip
         if self.blocks is None:
             return F.conv2d(gradient, self.backward_weight, padding=self.backward_padding)
-        size, step = x_shape[2:], self.blocks.step
-        before, missing = self.blocks.before, self.blocks.missing(gradient.shape[2:], size)
-        if max(missing) > 0:
-            gradient = F.pad(gradient, (0, missing[1], 0, missing[0]))
-        blocks = F.conv2d(gradient, self.backward_weight, stride=step, padding=before)
-        return self.blocks.pixels(blocks)[..., : size[0], : size[1]]
+        # What is missing behind is put before as well: to compute a few blocks too many and drop them costs less than
+        # to copy the gradient, the largest map of all, into a padded one.
+        (height, width), step = x_shape[2:], self.blocks.step
+        spare = self.blocks.spare(gradient.shape[2:], x_shape[2:])
+        padding = tuple(before + step * more for before, more in zip(self.blocks.before, spare, strict=True))
+        blocks = F.conv2d(gradient, self.backward_weight, stride=step, padding=padding)
+        top, left = (self.blocks.side * more for more in spare)
+        return self.blocks.pixels(blocks)[..., top : top + height, left : left + width]
 
 
 class _Blocks:
@@ -165,12 +167,16 @@ class _Blocks:
         rows = blocks.permute(0, 2, 3, 1).reshape(n, h, w, self.side, -1).transpose(2, 3)
         return rows.reshape(n, h * self.side, w * self.side, -1).permute(0, 3, 1, 2)
 
-    def missing(self, outputs: torch.Size, size: torch.Size) -> Pair:
-        """(rows, columns) of zeros that the last block needs beyond the ``before`` that are put at both ends."""
-        return tuple(  # type: ignore[return-value]
-            max(0, self.step * (-(-size[i] // self.side) - 1) + self.behind[i] - (outputs[i] - 1) - self.before[i])
+    def spare(self, outputs: torch.Size, size: torch.Size) -> Pair:
+        """(rows, columns) of blocks before the first whose zeros, put at both ends, suffice for the last one.
+
+        That one sees outputs up to ``step * b + behind``, beyond the ``before`` zeros that are at both ends anyway.
+        """
+        missing = (
+            self.step * (-(-size[i] // self.side) - 1) + self.behind[i] - (outputs[i] - 1) - self.before[i]
             for i in (0, 1)
         )
+        return tuple(max(0, -(-m // self.step)) for m in missing)  # type: ignore[return-value]
 
 
 class _FrozenConv(torch.autograd.Function):

@@ -69,25 +69,30 @@ class _LocalResponse(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         rows = _rows(x)
-        y, d = torch.empty_like(rows), torch.empty_like(rows, dtype=wide)
-        for its_x, its_y, its_d in _pieces(rows, y, d):
+        y = torch.empty_like(rows)
+        # Kept for backward: d ** -beta, which is dear, and y / d; with one forward pass for many backward ones it pays.
+        power, ratio = (torch.empty_like(rows, dtype=wide) for _ in range(2))
+        for its_x, its_y, its_power, its_ratio in _pieces(rows, y, power, ratio):
             its_x = its_x.to(wide)
-            torch.add(_sum_of_neighbours(its_x.square(), size // 2, (size - 1) // 2).mul_(alpha / size), k, out=its_d)
-            its_y.copy_(_power(its_d, beta).mul_(its_x))
-        ctx.save_for_backward(rows, d)
+            d = _sum_of_neighbours(its_x.square(), size // 2, (size - 1) // 2).mul_(alpha / size).add_(k)
+            its_power.copy_(_power(d, beta))
+            value = its_power * its_x
+            its_y.copy_(value)
+            torch.div(value, d, out=its_ratio)
+        ctx.save_for_backward(rows, power, ratio)
         ctx.constants = size, alpha, beta
         return _map(y, x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        rows, d = ctx.saved_tensors
+        rows, power, ratio = ctx.saved_tensors
         size, alpha, beta = ctx.constants
         wanted = torch.empty_like(rows)
-        for its_wanted, its_g, its_x, its_d in _pieces(wanted, _rows(gradient), rows, d):
-            its_x = its_x.to(d.dtype)
-            direct = _power(its_d, beta).mul_(its_g)
+        for its_wanted, its_g, its_x, its_power, its_ratio in _pieces(wanted, _rows(gradient), rows, power, ratio):
             # The channels whose window holds c: the window turned round.
-            others = _sum_of_neighbours((direct * its_x).div_(its_d), (size - 1) // 2, size // 2)
-            its_wanted.copy_(direct.addcmul_(its_x, others, value=-2 * alpha * beta / size))
+            others = _sum_of_neighbours(its_ratio * its_g, (size - 1) // 2, size // 2)
+            its_wanted.copy_(
+                (its_power * its_g).addcmul_(its_x.to(others.dtype), others, value=-2 * alpha * beta / size)
+            )
         return _map(wanted, gradient.shape), None, None, None, None

@@ -99,13 +99,28 @@ def _unit_range(text: str, available: int) -> Iterable[int]:
     raise FvlightError(f"unit={text}: write all, a number such as 13, a list such as [13,22] or a range such as 0:64")
 
 
+def setting(config: Mapping[str, Any], key: str, prefix: str = "") -> Any:
+    """A value from a configuration.
+
+    Raises:
+        FvlightError: the file that was chosen for its group, as in ``solver=adam``, is made for other kinds of task.
+    """
+    if key not in config:
+        group = prefix.rstrip(".")
+        raise FvlightError(
+            f"{prefix}{key} is not set: {group}={config.get('name')} is not for this task; leave out {group}=, "
+            "the task chooses its own"
+        )
+    return config[key]
+
+
 def number(config: Mapping[str, Any], key: str, kind: type[int] | type[float] = float, prefix: str = "") -> Any:
     """A finite number of the given kind from a configuration.
 
     Raises:
         FvlightError: it is something else; named by its full key.
     """
-    value = config[key]
+    value = setting(config, key, prefix)
     whole = kind is int and isinstance(value, float) and value.is_integer()
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or (kind is int and not isinstance(value, int) and not whole):
@@ -121,7 +136,7 @@ def numbers(
     Raises:
         FvlightError: it is something else; named by its full key.
     """
-    given = config[key]
+    given = setting(config, key, prefix)
     is_list = isinstance(given, Sequence) and not isinstance(given, str)
     if count is None:
         given = given if is_list else [given]

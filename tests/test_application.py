@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from fvlight import application, cli
-from fvlight.analysis import cadena2018
+from fvlight.analysis import cadena2018, reinbold2020
 from fvlight.application import build_network, build_task, network_to_list
 from fvlight.cli import in_order
 from fvlight.cli_networks import add_library_networks
@@ -106,7 +106,7 @@ GRIDS = {
 }
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if not name.startswith("ifv/")])
 def test_every_experiment_builds_its_task(name: str) -> None:
     assert settings(f"experiment={name}")["claims"] in cadena2018.CLAIMS
     for config in parts(f"experiment={name}"):
@@ -119,6 +119,30 @@ def test_every_experiment_builds_its_task(name: str) -> None:
         assert ("number given" if measured else "preset") in origin
         if config["task"]["name"] == "diverse":
             assert task.lambdas == pytest.approx(GRIDS.get(name, LAMBDAS), rel=1e-9)
+
+
+SHARED = ("network", "layer", "power", "features", "aggregation", "parameterization", "image_size")
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("ifv/")])
+def test_every_experiment_inverts_what_it_realized(name: str) -> None:
+    """In the same network, with the same power, …: nothing else tells a realization's own from another power."""
+    config = settings(f"experiment={name}")
+    assert config["claims"] in reinbold2020.CLAIMS
+    runs: dict[str, dict[str, Any]] = {}
+    for run, changes in config["runs"].items():
+        mine = settings(*in_order(changes, []))
+        for key in application.SIBLINGS:
+            if (other := mine.get(key)) is not None:
+                assert all(runs[other][shared] == mine[shared] for shared in SHARED)  # it is run before
+        runs[run] = mine
+    assert {mine["task"]["name"] for mine in runs.values()} == {"realization", "inverse"}
+    first = next(iter(runs.values()))
+    first["network"]["weights"], first["targets"] = "random", 3
+    task, origin = build_task(first, build_network(first))
+    assert len(task.targets) == 3
+    assert "random" in origin
+    assert task.polish is not None
 
 
 def test_what_makes_a_run_of_an_experiment_is_not_overridden() -> None:

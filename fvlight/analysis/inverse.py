@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from fvlight.analysis.jacobians import Respond, gram_of, jacobians
-from fvlight.errors import FvlightError
+from fvlight.errors import FvlightError, unknown
 
+RULES = ("smallest", "log")  # see `predict`
 DEAD = 1e-3  # see `living`
 NOISE = 1e-7  # singular values from a Gram matrix, relative to the largest: of two smaller ones none is the smallest
 SHARED = 1e-3  # sine up to which a direction outside the critical space is one of dead features
@@ -104,9 +105,13 @@ def living(norms: Tensor, threshold: float = DEAD) -> Tensor:
     """Which features (b, n) depend on the parameters, by the norms (b, n) of their Jacobians' rows.
 
     A feature whose row is zero, as of one that is dead under its ReLU everywhere, can't be told from the realization,
-    and the objective of this feature alone would be the trivial answer: its gradient is zero. That of a row of relative
-    norm e is nearly so: it wins where the true objective's gradient is larger, because the optimum was not reached or
-    lies on kinks (relative gradients of 0.1 and more with ReLU and max pooling).
+    and the objective of this feature alone would be the trivial answer: its gradient is zero.
+
+    The default threshold lies in a gap: of 12 realizations of GoogLeNet's inception4c (64 features, 112 x 112 pixels,
+    random and canonical targets, 400 Adam steps) all rows were either 0 (56 of 768) or above 0.01 of the largest, and
+    all thresholds between 1e-9 and 0.01 gave the same predictions. It should not reach into the living ones: at the
+    optimum of a canonical target it is this very feature whose row is short. What nearly dead rows do to a prediction,
+    the rule ``log`` of `predict` mends.
 
     Args:
         threshold: norm, relative to the largest of the realization, up to which a row counts as dead.
@@ -116,9 +121,17 @@ def living(norms: Tensor, threshold: float = DEAD) -> Tensor:
 
 def predict(
     gram: Tensor, response: Tensor, power: float, *, basis: Tensor | None = None, features: Tensor | None = None,
-    threshold: float = DEAD, averaged: Averaged | None = None,
+    threshold: float = DEAD, averaged: Averaged | None = None, rule: str = "smallest",
 ) -> Prediction:  # fmt: skip
     """The objectives that realizations were most likely realized from.
+
+    Rules (they agree where the gradient vanishes, at an optimum):
+        smallest: the y of unit length with the smallest gradient ``|Jᵀ M y|`` [R], the first left singular vector.
+        log: the y with the smallest gradient of the *logarithm* of the objective, ``grad_u log f = Jᵀ M y / <yh, y>``,
+            whatever the length of y: ``y ~ (M J Jᵀ M)⁻¹ yh`` (not in [R]). Where no gradient vanishes, for kinks or too
+            few steps, a nearly dead feature has the smallest of all; but its response is small as well, and by that it
+            can't have been maximised. Realizations as in `living`, k = 2: of 6 random targets a median of 9.7 degrees
+            (11.7 by the other rule), at most 13.0 (86.7); of 4 canonical ones 10 to 17 (79 to 90).
 
     Dead features D leave the search space, L are the living ones: with y = 0 on D and J = 0 there
 
@@ -137,11 +150,14 @@ def predict(
         basis: (n, m) orthonormal columns that span C; default all of the features.
         features: (b, n), True where a feature is to be searched; default those that are alive, see `living`.
         threshold: of `living`.
+        rule: one of `RULES`.
         averaged: use this in place of ``M J`` (see `average`); `living` then goes by its norms.
 
     Raises:
-        FvlightError: a realization without a living feature, or with none left in the critical space.
+        FvlightError: a realization without a living feature, or with none left in the critical space; no such rule.
     """
+    if rule not in RULES:
+        raise unknown("rule", rule, RULES)
     gram, response = gram.double(), response.double()
     m = scaling(response, power)
     norms = gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt() if averaged is None else averaged.norms
@@ -149,7 +165,7 @@ def predict(
     product = m @ gram @ m if averaged is None else averaged.product
     b, n = response.shape
     values, vectors = gram.new_full((b, n), torch.nan), gram.new_zeros(b, n, n)
-    gap, gradient = gram.new_empty(b), gram.new_empty(b)
+    objective, gap, gradient = torch.zeros_like(response), gram.new_empty(b), gram.new_empty(b)
     for i in range(b):
         alive = mask[i].nonzero()[:, 0]
         inner = product[i][alive][:, alive]
@@ -158,14 +174,14 @@ def predict(
         count = len(found.values)
         values[i, :count] = found.values
         vectors[i, alive, :count] = q @ found.vectors
+        vectors[i, :, 0] *= -1 if vectors[i, :, 0] @ response[i] < 0 else 1
         largest = torch.linalg.matrix_norm(inner, 2).sqrt()
-        gradient[i] = found.values[0] / largest
-        first, second = (found.values[min(place, count - 1)].clamp(min=NOISE * largest) for place in (0, 1))
-        gap[i] = 1 - first / second if count > 1 else 1.0
-    objective = vectors[..., 0]
-    sign = torch.where((objective * response).sum(-1, keepdim=True) < 0, -1.0, 1.0)
-    vectors[..., 0] = objective * sign
-    return Prediction(vectors[..., 0].clone(), Spectrum(values, vectors), gap, gradient, mask)
+        clear = found.values.clamp(min=NOISE * largest)
+        weights = _weights(clear, vectors[i, :, :count].T @ response[i], rule)
+        objective[i] = vectors[i, :, :count] @ weights
+        gradient[i] = (weights * found.values).norm() / largest
+        gap[i] = 1 - clear[0] / clear[1] if count > 1 else 1.0
+    return Prediction(objective, Spectrum(values, vectors), gap, gradient, mask)
 
 
 def contributions(found: Spectrum, target: Tensor) -> Tensor:
@@ -231,6 +247,13 @@ def _spectrum(product: Tensor) -> Spectrum:
     """Square roots of eigenvalues, ascending, and eigenvectors of symmetric matrices."""
     values, vectors = torch.linalg.eigh((product + product.mT) / 2)
     return Spectrum(values.clamp(min=0).sqrt(), vectors)
+
+
+def _weights(values: Tensor, along: Tensor, rule: str) -> Tensor:
+    """The prediction's coordinates (m,), of unit length, in singular vectors with these values and responses."""
+    if rule == "log":
+        return torch.nn.functional.normalize(along / values.square(), dim=0)
+    return torch.eye(len(along))[0].to(along)
 
 
 def _search_space(m: Tensor, basis: Tensor | None, alive: Tensor, index: int) -> Tensor:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from fvlight.errors import unknown
-from fvlight.kinds import diverse, texture
+from fvlight.kinds import diverse, inverse, realization, texture
 from fvlight.kinds.base import Kind, metric_rows, nan_problems
 
 __all__ = ["KINDS", "Kind", "kind_named", "metric_rows", "nan_problems"]
 
-KINDS: dict[str, Kind] = {"diverse": diverse, "texture": texture}
+KINDS: dict[str, Kind] = {"diverse": diverse, "texture": texture, "realization": realization, "inverse": inverse}
 
 
 def kind_named(config: Mapping[str, Any]) -> Kind:

@@ -17,7 +17,7 @@ from fvlight.analysis.description import Description
 from fvlight.errors import FvlightError, unknown
 from fvlight.network import Network
 from fvlight.priors import TotalVariation
-from fvlight.settings import number, numbers
+from fvlight.settings import number, numbers, setting
 from fvlight.solvers import Adam, Patience
 from fvlight.tasks import ProblemTask
 
@@ -28,9 +28,9 @@ class Kind(Protocol):
     COLUMNS: list[str]  # of ``metrics.csv``: problem, what `address` gives, step, the task's figures
 
     def build(self, config: Mapping[str, Any], network: Network) -> tuple[Any, str]:
-        """The task, and a few words on where the norm of its images comes from."""
+        """The task, and a few words on where the norm of its images, or what else it is given, comes from."""
 
-    def settings(self, task: Any, origin: str) -> dict[str, Any]:
+    def settings(self, task: Any, origin: str, config: Mapping[str, Any]) -> dict[str, Any]:
         """The kind's own settings for ``summary.json``: known before the fit."""
 
     def tensors(self, result: Any, network: Network) -> dict[str, Tensor]:
@@ -44,18 +44,25 @@ class Kind(Protocol):
 
 
 def common_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that all tasks take: starts, prior, solver."""
-    solver, prior = config["solver"], config["prior"]
-    preconditioned = config["parameterization"]["preconditioned"]
+    """The arguments that tasks of single units take: starts, prior, solver."""
+    prior, preconditioned = config["prior"], setting(config["parameterization"], "preconditioned", "parameterization.")
     if not isinstance(preconditioned, bool):
         raise FvlightError(f"parameterization.preconditioned={preconditioned}: there are true and false")
-    betas = numbers(solver, "betas", 2, float, "solver.")
     return {
         "restarts": number(config, "restarts", int),
         "seed": number(config, "seed", int),
         "prior": _prior(prior["name"]),
         "alpha": number(prior, "alpha", float, "prior."),
         "preconditioned": preconditioned,
+        **solver_settings(config),
+    }
+
+
+def solver_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that all tasks with Adam take."""
+    solver = config["solver"]
+    betas = numbers(solver, "betas", 2, float, "solver.")
+    return {
         "adam": Adam(number(solver, "lr", float, "solver."), betas, number(solver, "eps", float, "solver.")),  # type: ignore[arg-type]
         "patience": Patience(
             number(solver, "max_steps", int, "solver."),

@@ -57,7 +57,7 @@ def build(config: Mapping[str, Any], network: Network) -> tuple[DiverseTask, str
     return task, origin
 
 
-def settings(task: DiverseTask, origin: str) -> dict[str, Any]:
+def settings(task: DiverseTask, origin: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """See `Kind`."""
     return {
         "distance_layer": task.reader.distance_layer,
@@ -65,6 +65,8 @@ def settings(task: DiverseTask, origin: str) -> dict[str, Any]:
         "threshold": task.threshold,
         "images_per_problem": task.images_per_problem,
         "restarts": task.restarts,
+        "prior": config["prior"]["name"],
+        "alpha": task.alpha,
         "continuation": task.continuation,
         "norm": task.parameterization.norm,
         "norm_origin": origin,

@@ -45,10 +45,12 @@ def build(config: Mapping[str, Any], network: Network) -> tuple[TextureTask, str
     return task, origin
 
 
-def settings(task: TextureTask, origin: str) -> dict[str, Any]:
+def settings(task: TextureTask, origin: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """See `Kind`."""
     return {
         "restarts": task.restarts,
+        "prior": config["prior"]["name"],
+        "alpha": task.alpha,
         "norm": task.texture.norm,
         "norm_origin": origin,
         "image_size": list(task.texture.crop),

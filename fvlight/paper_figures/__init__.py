@@ -1,4 +1,4 @@
-"""The figures of Cadena et al. 2018 that a run's own report does not have: results to arrays, drawn by `report`."""
+"""The figures of the papers that a run's own report does not have: results to arrays, drawn by `report`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fvlight.network import Network
 
 from .cells import draw_averages, draw_phase_curves, draw_phases
 from .galleries import draw_layers, draw_units
+from .inversion import draw_dead_directions, draw_inverted_layer, draw_robustness
 from .populations import draw_against_random, draw_indices, draw_residual, draw_trade_off
 from .v1 import draw_v1_cells
 
@@ -25,6 +26,9 @@ FIGURES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Network], Path], ob
     "corner": draw_averages,  # fig. 9
     "residual_network": draw_residual,  # fig. 10
     "v1_cells": draw_v1_cells,  # fig. 11
+    "inverted_layer": draw_inverted_layer,
+    "dead_directions": draw_dead_directions,
+    "robustness": draw_robustness,
 }
 
 __all__ = ["FIGURES"]

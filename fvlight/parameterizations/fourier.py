@@ -56,7 +56,8 @@ class FourierImage:
 
     def start(self, seed: int) -> Tensor:
         """Parameters (2, C, H, W // 2 + 1) of one problem, drawn from its own seed; float32."""
-        return self.sd * torch.randn(self.shape, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        return self.sd * torch.randn(self.shape, generator=generator, dtype=torch.float32)
 
     def __call__(self, raw: Tensor) -> Tensor:
         """Parameters (b, 2, C, H, W // 2 + 1) to images (b, C, H, W) in input space."""

@@ -51,7 +51,8 @@ class GeometryMaps:
 
     def start(self, seed: int) -> Tensor:
         """Parameters (3 or 4, H, W) of one problem, drawn from its own seed; float32."""
-        return self.sd * torch.randn(self.shape, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        return self.sd * torch.randn(self.shape, generator=generator, dtype=torch.float32)
 
     def __call__(self, raw: Tensor) -> Tensor:
         """Parameters (b, 3 or 4, H, W) to maps (b, 5 or 101, H, W)."""

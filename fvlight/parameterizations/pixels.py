@@ -40,7 +40,8 @@ class SigmoidPixels:
 
     def start(self, seed: int) -> Tensor:
         """Parameters (C, H, W) of one problem, drawn from its own seed; float32."""
-        return self.sd * torch.randn(self.shape, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        return self.sd * torch.randn(self.shape, generator=generator, dtype=torch.float32)
 
     def __call__(self, raw: Tensor) -> Tensor:
         """Parameters (b, C, H, W) to images of the same shape, in input space."""

@@ -15,7 +15,19 @@ from torch import Tensor, nn
 from fvlight.errors import FvlightError
 from fvlight.memory import keep_freed_memory
 from fvlight.readout import Readout
-from fvlight.solvers import Adam, Block, Evaluation, Patience, Pool, ProblemAdam, Status, solve_block
+from fvlight.solvers import (
+    LBFGS,
+    Adam,
+    Block,
+    Evaluation,
+    Patience,
+    Pool,
+    ProblemAdam,
+    Status,
+    polish_block,
+    solve_block,
+)
+from fvlight.solvers.lbfgs import State
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 CHECKPOINT_KEY = "fvlight"
@@ -52,13 +64,14 @@ class ProblemTask(L.LightningModule):
         at_once: problems in the batch at most.
         inner_steps: solver steps per block.
         parent: (problems,) see `Pool`.
+        polish: a second stage, L-BFGS, for problems that Adam is done with; in the parameters' own number type.
     """
 
     figures: tuple[str, ...] = ("score",)  # the names of the figures that `evaluate` gives
 
     def __init__(
         self, problems: int, shape: tuple[int, ...], *, adam: Adam, patience: Patience, at_once: int,
-        inner_steps: int, parent: Tensor | None = None,
+        inner_steps: int, parent: Tensor | None = None, polish: LBFGS | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if at_once < 1 or inner_steps < 1:
@@ -68,6 +81,11 @@ class ProblemTask(L.LightningModule):
         self.raw = nn.Parameter(torch.zeros(problems, *shape))
         self.pool = Pool(problems, at_once, parent)
         self.stopping = patience.start(problems)
+        self.polish = polish
+        self.polishing = torch.zeros(problems, dtype=torch.bool)
+        self.evaluations = torch.zeros(problems, dtype=torch.int64)  # of the second stage
+        self.search: State = {}  # its state, of the problems `search_rows`
+        self.search_rows = torch.zeros(0, dtype=torch.int64)
         self.history: list[Tensor] = []  # a tensor (rows, 2 + k) per block: problem, steps, the k figures
         self.seconds = 0.0
 
@@ -129,8 +147,11 @@ class ProblemTask(L.LightningModule):
         if len(fresh):
             self.raw.data[fresh.to(self.device)] = self.start(fresh).to(self.raw)
         rows = self.pool.active()
-        if len(rows):
-            self._solve(rows)
+        late = self.polishing[rows]
+        if len(rows) and not late.all():
+            self._solve(rows[~late])
+        if late.any():
+            self._polish(rows[late])
         self.seconds += time.monotonic() - began
 
     def _solve(self, rows: Tensor) -> None:
@@ -155,13 +176,42 @@ class ProblemTask(L.LightningModule):
         moments["step"][kept] = block.steps[good]
         for key, value in block.stopping.items():
             self.stopping[key][rows] = value.cpu()
-        self.pool.status[rows] = block.status.cpu()
+        status = block.status.cpu()
+        if self.polish is not None:
+            done = (status == int(Status.CONVERGED)) | (status == int(Status.MAX_STEPS))
+            self.polishing[rows[done]] = True
+            status[done] = int(Status.ACTIVE)
+        self.pool.status[rows] = status
         assert block.last is not None
-        columns = [
-            rows.double()[:, None],
-            block.steps.cpu().double()[:, None],
-            block.last.figures.cpu().double(),
-        ]
+        self._note(rows, block.last)
+
+    def _polish(self, rows: Tensor) -> None:
+        """A block of the second stage."""
+        assert self.polish is not None
+        self.search = {name: value.to(self.device) for name, value in self.search.items()}  # after a resume
+        new = rows[~torch.isin(rows, self.search_rows)]
+        if len(new):
+            fresh = self.polish.start(self.raw.data[new.to(self.device)])
+            self.search = (
+                {name: torch.cat([self.search[name], fresh[name]]) for name in fresh} if self.search else fresh
+            )
+            self.search_rows = torch.cat([self.search_rows, new])
+        rows = self.search_rows  # all of them are in the batch, and none that is not
+        with torch.autocast(self.device.type, enabled=False):
+            status, last = polish_block(
+                lambda raw: self.evaluate(raw, rows, None), self.search, self.polish, self.inner_steps
+            )
+        self.raw.data[rows.to(self.device)] = self.search["raw"]
+        self.evaluations[rows] = self.search["evaluations"].cpu()
+        self.pool.status[rows] = status
+        self._note(rows, last)
+        staying = status == int(Status.ACTIVE)
+        if not staying.all():
+            self.search_rows = rows[staying]
+            self.search = {name: value[staying.to(value.device)] for name, value in self.search.items()}
+
+    def _note(self, rows: Tensor, last: Evaluation) -> None:
+        columns = [rows.double()[:, None], self.steps[rows].double()[:, None], last.figures.cpu().double()]
         self.history.append(torch.cat(columns, 1))
 
     def _network_dtype(self) -> torch.dtype | None:
@@ -173,7 +223,12 @@ class ProblemTask(L.LightningModule):
     def steps(self) -> Tensor:
         """(problems,) solver steps taken so far."""
         optimizer = self.optimizers(use_pl_optimizer=False)
-        return optimizer.state[self.raw]["step"].cpu()  # type: ignore[union-attr, no-any-return]
+        return optimizer.state[self.raw]["step"].cpu() + self.evaluations  # type: ignore[union-attr, no-any-return]
+
+    @property
+    def most_steps(self) -> int:
+        """At most so many solver steps per problem."""
+        return self.patience.max_steps + (0 if self.polish is None else self.polish.max_evaluations)
 
     # -- checkpoints ---------------------------------------------------------------------------------------
 
@@ -184,12 +239,15 @@ class ProblemTask(L.LightningModule):
             "stopping": self.stopping,
             "history": torch.cat(self.history) if self.history else None,
             "seconds": self.seconds,
+            **self._polish_state(),
             **self.extra_state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if CHECKPOINT_KEY not in checkpoint:
             raise FvlightError("this checkpoint is not one of fvlight's: resume with a run directory of fvlight")
+        if self.trainer.precision == "64-true":  # Lightning converts the module only after it has loaded its state
+            self.raw.data = self.raw.data.double()
         state = checkpoint[CHECKPOINT_KEY]
         mine = self.identity()
         for key, value in mine.items():
@@ -202,7 +260,16 @@ class ProblemTask(L.LightningModule):
         self.pool.status, self.stopping = state["status"], state["stopping"]
         self.history = [] if state["history"] is None else [state["history"]]
         self.seconds = state["seconds"]
+        for name in self._polish_state():
+            setattr(self, name, state.get(name, getattr(self, name)))
+        if self.polish is None:  # left out from now on: what it has reached stands
+            self.pool.status[self.polishing & ~self.pool.done] = int(Status.MAX_STEPS)
+        elif self.search and self.search["history"].shape[2] != self.polish.memory:  # begun anew from where it is
+            self.search, self.search_rows = {}, self.search_rows[:0]
         self.load_extra_state(state)
+
+    def _polish_state(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("polishing", "evaluations", "search", "search_rows")}
 
     def extra_state(self) -> dict[str, Any]:
         """Further plain values and tensors of the task for the checkpoint."""
@@ -236,10 +303,10 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
 
 
-def fingerprint(module: nn.Module) -> str:
-    """A short name for a module's weights: equal if and only if they are."""
+def fingerprint(weights: nn.Module | dict[str, Tensor]) -> str:
+    """A short name for a module's weights, or other named tensors: equal if and only if they are."""
     digest = hashlib.blake2b(digest_size=8)
-    for key, value in module.state_dict().items():
+    for key, value in (weights.state_dict() if isinstance(weights, nn.Module) else weights).items():
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -28,7 +28,7 @@ def describe(task: ProblemTask) -> tuple[float, str]:
     upper bound until problems converge.
     """
     done, active = task.pool.done, task.pool.status == int(Status.ACTIVE)
-    part = task.steps.double() / task.patience.max_steps
+    part = task.steps.double() / task.most_steps
     share = float(done.double().sum() + part[active].sum()) / max(len(task.pool), 1)
     return share, f"{int(done.sum())} of {len(task.pool)} problems solved"
 

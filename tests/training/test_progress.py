@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fvlight.solvers import Patience, Pool, Status
+from fvlight.solvers import Pool, Status
 from fvlight.training import ProblemProgressBar, progress
 from fvlight.training.progress import describe
 
@@ -20,7 +20,7 @@ FORM = re.compile(r"^ *([\d.]+)% +(\d+) s, at most (\d+|nan) s left, (\d+) of (\
 def task(status: list[Status], steps: list[int], max_steps: int = 100) -> Any:
     pool = Pool(len(status), 3)
     pool.status = torch.tensor([int(word) for word in status], dtype=torch.int8)
-    return SimpleNamespace(pool=pool, steps=torch.tensor(steps), patience=Patience(max_steps=max_steps))
+    return SimpleNamespace(pool=pool, steps=torch.tensor(steps), most_steps=max_steps)
 
 
 def test_done_problems_count_whole_and_active_ones_by_their_steps() -> None:
