@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,8 @@ def test_a_grid_that_ends_too_early_decides_nothing() -> None:
     claim = invariance_of_units({"trained": result_with(gains_of(15, 0.8)), "random_0": random}, {})[2]
     assert claim.holds is None
     assert "for 7 of 60 the largest lambda was chosen" in str(claim.measured)
+    paper = dataclasses.replace(random, lambdas=[*random.lambdas[:-1], 20.48])  # there the definition of the gain ends
+    assert invariance_of_units({"trained": result_with(gains_of(15, 0.8)), "random_0": paper}, {})[2].holds is True
     random.activations[0, 2] = 0.5
     assert invariance_of_units({"trained": result_with(gains_of(15, 0.8)), "random_0": random}, {})[2].holds is True
 
