@@ -16,7 +16,9 @@ from fvlight.readout import Readout
 class Parameterization(Protocol):
     """From parameters to images in a network's input space, each problem by itself."""
 
-    shape: tuple[int, ...]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one problem's parameters."""
 
     def start(self, seed: int) -> Tensor:
         """Parameters (*shape) of one problem, float32."""

@@ -43,6 +43,7 @@ def build(config: Mapping[str, Any], network: Network) -> tuple[InverseTask, str
         power=number(config, "power"),
         targets=targets,
         threshold=number(config, "dead"),
+        rule=str(config["rule"]),
         noise=Noise(sigma, samples) if sigma else None,
         samples=SAMPLES if truth(config, "critical_space") else 0,
         rows_at_once=None if rows is None else number(config["solver"], "at_once", int, "solver."),
@@ -139,6 +140,7 @@ def settings(task: InverseTask, origin: str, config: Mapping[str, Any]) -> dict[
         "power": task.power,
         "images": origin,
         "dead_threshold": task.threshold,
+        "rule": task.rule,
         "noise": noise,
         "critical_space": bool(task.samples),
     }

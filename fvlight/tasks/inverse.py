@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fvlight.analysis.critical_space import Choice, CriticalSpace, choose_space, critical_spaces
 from fvlight.analysis.diverse import finite
-from fvlight.analysis.inverse import DEAD, Averaged, angles, average, contributions, predict, scaling, spectrum
+from fvlight.analysis.inverse import DEAD, RULES, Averaged, angles, average, contributions, predict, scaling, spectrum
 from fvlight.analysis.jacobians import Jacobians, jacobians
-from fvlight.errors import FvlightError
+from fvlight.errors import FvlightError, unknown
 from fvlight.response import Response
 from fvlight.solvers import Adam, Patience, Status
 from fvlight.tasks.base import ProblemTask, fingerprint, seed_of
@@ -109,6 +109,7 @@ class InverseTask(ProblemTask):
         power: of the cosine in the objective that they are taken to be optima of.
         targets: (t, n) where they are known: for angles and contributions alone.
         threshold: of dead features, see `fvlight.analysis.inverse.living`.
+        rule: how the objective is told from the spectrum, see `fvlight.analysis.inverse.predict`.
         noise: average over it; None: take the parameters as they are.
         samples: look for a critical space on the first so many images, by their known targets; 0: do not.
         rows_at_once: of Jacobians in one backward pass; bounds the memory. None: by the size of things.
@@ -120,12 +121,15 @@ class InverseTask(ProblemTask):
     figures = ("confidence", "relative_gradient")
 
     def __init__(
-        self, response: Response, raw: Tensor, names: Sequence[str], *, power: float = 2, targets: Tensor | None = None,
-        threshold: float = DEAD, noise: Noise | None = None, samples: int = 0, rows_at_once: int | None = None,
-        seed: int = 0,
+        self, response: Response, raw: Tensor, names: Sequence[str], *, power: float = 2,
+        targets: Tensor | None = None, threshold: float = DEAD, rule: str = "smallest", noise: Noise | None = None,
+        samples: int = 0, rows_at_once: int | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         n = response.features
         self._check(response, raw, targets, power, threshold, samples)
+        if rule not in RULES:
+            raise unknown("rule", rule, RULES)
+        self.rule = rule
         super().__init__(
             len(raw), (n,), adam=Adam(), patience=Patience(1, 1), at_once=max(1, 64 // n), inner_steps=1
         )  # fmt: skip
@@ -229,7 +233,9 @@ class InverseTask(ProblemTask):
     def _predict(
         self, row: int, gram: Tensor, response: Tensor, averaged: Averaged | None, basis: Tensor | None
     ) -> None:  # fmt: skip
-        found = predict(gram, response, self.power, threshold=self.threshold, averaged=averaged, basis=basis)
+        found = predict(
+            gram, response, self.power, threshold=self.threshold, averaged=averaged, basis=basis, rule=self.rule
+        )
         self.found["objectives"][row] = found.objective[0]
         self.found["values"][row] = found.spectrum.values[0]
         self.found["gap"][row], self.found["gradient"][row] = found.gap[0], found.gradient[0]
@@ -249,6 +255,7 @@ class InverseTask(ProblemTask):
             "images": fingerprint({"": self.inputs}),
             "power": self.power,
             "threshold": self.threshold,
+            "rule": self.rule,
             "noise": list(self.noise or ()),
             "samples": self.samples,
             "seed": self.seed,
@@ -298,7 +305,7 @@ class InverseTask(ProblemTask):
 
         def predicted(basis: Tensor | None) -> Tensor:
             found = predict(
-                grams[first], responses[first], self.power, threshold=self.threshold, basis=basis,
+                grams[first], responses[first], self.power, threshold=self.threshold, basis=basis, rule=self.rule,
                 averaged=averaged(first),
             )  # fmt: skip
             return found.objective

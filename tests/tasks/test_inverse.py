@@ -90,6 +90,14 @@ def test_without_the_scaling_another_objective_is_found(realized: RealizationRes
     assert float(found.angles()["predicted"].min()) > 5
 
 
+def test_both_rules_agree_at_optima_and_nowhere_else(realized: RealizationResult) -> None:
+    response = smooth_response(FEATURES)
+    found = [invert(response, realized.raw, rule=rule).objectives for rule in ("smallest", "log")]
+    assert float(angles(*found).quantile(0.5)) < 0.1
+    found = [invert(response, some_images(), rule=rule).objectives for rule in ("smallest", "log")]
+    assert float(angles(*found).min()) > 1
+
+
 def test_an_image_is_inverted_by_its_jacobian() -> None:
     """What the task keeps is `predict` of the plain Jacobian, row by row of autograd."""
     response, raw = smooth_response(FEATURES), some_images()
@@ -367,6 +375,7 @@ def nan_image() -> Tensor:
         ({"targets": torch.ones(3, 5)}, r"targets of shape \(3, 5\)"),
         ({"power": -0.5}, r"power=-0\.5"),
         ({"threshold": 1.0}, r"dead=1\.0"),
+        ({"rule": "largest"}, "no rule 'largest'"),
         ({"threshold": -1e-3}, r"dead=-0\.001"),
         ({"samples": 2}, "known targets"),
     ],
