@@ -215,9 +215,9 @@ def dead_directions(results: Results, networks: Networks) -> list[Claim]:
     told = projected_angles(found.objectives, targets, space.basis, m).where(chosen.isfinite(), torch.nan)
     claims.append(
         Claim(
-            "Within the critical space predictions are near to the targets", f"{PAPER}, Sec. 3.4",
-            f"median angle {_spread(chosen)}; to what of a target can be told {_spread(told)}",
-            "median below 10 degrees", _median(chosen) < 10,
+            "Within the critical space predictions are near to what can be told of the targets", f"{PAPER}, Sec. 3.4",
+            f"median angle {_spread(told)}; to the whole targets {_spread(chosen)}",
+            "median below 10 degrees", _median(told) < 10,
         )
     )  # fmt: skip
     return claims
