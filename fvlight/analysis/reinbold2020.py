@@ -1,7 +1,7 @@
 """The checkable claims of Reinbold & Westermann 2020 (Grad-IFV), each measured on the results of an experiment.
 
 Runs are known by their names: `realize…` has the realizations, `invert…` what was inferred from them (`invert_noise…`
-with the robust option), `again_X…` images that were optimised further toward X.
+with the robust option, `invert_log…` by the other rule), `again_X…` images that were optimised further toward X.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ Results = Mapping[str, Any]
 Networks = Mapping[str, Network]
 PAPER = "Reinbold & Westermann 2020"
 OUTLIER = 45.0  # degrees from which on a prediction is one: nearer to random vectors than to its target
+VARIANTS = ("noise", "log")  # of an inversion
 TOWARD = ("targets", "predicted", "response", "random")
 
 
@@ -38,12 +39,14 @@ def reached(results: Results, suffix: str = "") -> Tensor:
     return mask
 
 
-def known_angles(results: Results, suffix: str = "", noise: bool = False) -> dict[str, Tensor]:
+def known_angles(results: Results, suffix: str = "", variant: str = "") -> dict[str, Tensor]:
     """Degrees (t,) to the targets: of predictions, of those over living features, of responses, of random vectors.
+
+    ``variant`` is one of `VARIANTS`, or "" for the inversion itself.
 
     NaN where a target has no realization, or was used to choose a critical space.
     """
-    found = results[f"invert_noise{suffix}" if noise else f"invert{suffix}"]
+    found = results[f"invert_{variant}{suffix}" if variant else f"invert{suffix}"]
     if found.targets is None:
         raise FvlightError(f"invert{suffix}: the targets of its images are not known, and without them no angle")
     whole, among = found.angles(), found.angles(living=True)
@@ -90,8 +93,9 @@ def measures(results: Results, networks: Networks) -> dict[str, Any]:
             "dead_features": (~results[f"invert{suffix}"].living).sum(1).tolist(),
             "silent_targets": results[f"realize{suffix}"].silent,
         }
-        if f"invert_noise{suffix}" in results:
-            part["angles"]["predicted_noise"] = _plain(known_angles(results, suffix, noise=True)["predicted"])
+        for variant in VARIANTS:
+            if f"invert_{variant}{suffix}" in results:
+                part["angles"][f"predicted_{variant}"] = _plain(known_angles(results, suffix, variant)["predicted"])
         found[suffix.removeprefix("_")] = part
     return found[""] if list(found) == [""] else found
 
@@ -99,7 +103,7 @@ def measures(results: Results, networks: Networks) -> dict[str, Any]:
 def suffixes(results: Results) -> list[str]:
     """What follows `invert` in the names of runs: "" of a single one, `_X` of several."""
     names = [name.removeprefix("invert") for name in results if name.startswith("invert")]
-    return [name for name in names if not name.startswith("_noise")]
+    return [name for name in names if name[1:].partition("_")[0] not in VARIANTS]
 
 
 def _plain(values: Tensor) -> list[float | None]:
@@ -113,8 +117,12 @@ def inverted_layer(results: Results, networks: Networks) -> list[Claim]:
     """Sec. 3.2: GoogLeNet's inception4c."""
     found = known_angles(results)
     claims = [_against_response(found), _outliers(found["predicted"])]
-    if "invert_noise" in results:
-        claims.append(_noise(found["predicted"], known_angles(results, noise=True)["predicted"]))
+    for variant, text, source in (
+        ("noise", "Averaging Jacobians over noise on the parameters", "fvlight: a remedy for kinks"),
+        ("log", "Taking the gradient of the logarithm for zero (rule=log)", "fvlight: a rule for kinks"),
+    ):
+        if f"invert_{variant}" in results:
+            claims.append(_nearer(found["predicted"], known_angles(results, "", variant)["predicted"], text, source))
     return [*claims, *_similar(similarities(results, networks))]
 
 
@@ -139,12 +147,13 @@ def _outliers(predicted: Tensor) -> Claim:
     )  # fmt: skip
 
 
-def _noise(plain: Tensor, averaged: Tensor) -> Claim:
-    gain = bootstrap(lambda a, b: float(np.median(a) - np.median(b)), plain, averaged)
+def _nearer(plain: Tensor, other: Tensor, text: str, source: str) -> Claim:
+    gain = bootstrap(lambda a, b: float(np.median(a) - np.median(b)), plain, other)
     holds = None if gain.count < 2 or gain.low <= 0 <= gain.high else gain.low > 0
     return Claim(
-        "Averaging Jacobians over noise on the parameters brings predictions nearer to the targets",
-        "fvlight: a remedy for kinks", f"the median angle falls by {_over(gain)} degrees",
+        f"{text} brings predictions nearer to the targets", source,
+        f"the median angle falls by {_over(gain)} degrees to {_spread(other)}; the largest is {_largest(other)} degrees, "
+        f"without it {_largest(plain)}",
         "a fall, its interval above 0", holds,
     )  # fmt: skip
 
@@ -261,6 +270,11 @@ def _spread(values: Tensor) -> str:
         return "unknown"
     low, middle, high = good.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=good.dtype)).tolist()
     return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+
+
+def _largest(values: Tensor) -> str:
+    good = values[values.isfinite()]
+    return f"{good.max():.3g}" if len(good) else "unknown"
 
 
 def _over(estimate: Estimate) -> str:

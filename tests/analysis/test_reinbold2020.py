@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fvlight import InputSpace, Network
 from fvlight.analysis.inverse import angles
-from fvlight.analysis.reinbold2020 import TOWARD, inverted_layer, known_angles, measures, robustness, ssim
+from fvlight.analysis.reinbold2020 import TOWARD, inverted_layer, known_angles, measures, robustness, ssim, suffixes
 from fvlight.analysis.targets import random_targets
 from fvlight.tasks import InverseResult, RealizationResult
 
@@ -81,6 +81,17 @@ def test_claims_about_noise_and_similarity() -> None:
     worse = dict(zip(TOWARD, (0.02, 0.4, 0.2, 0.4), strict=True))
     claims = inverted_layer(results | further(worse), {"realize": NETWORK})
     assert [claim.holds for claim in claims[2:]] == [False, False, False]
+
+
+def test_the_other_rule_is_compared_and_is_no_condition_of_its_own() -> None:
+    results = runs(10.0) | {"invert_log": runs(4.0)["invert"]}
+    assert suffixes(results | {"invert_logits": None}) == ["", "_logits"]
+    (claim,) = inverted_layer(results, {"realize": NETWORK})[2:]
+    assert claim.holds
+    assert "falls by 6 [6, 6]" in str(claim.measured)
+    found = measures(results, {"realize": NETWORK})["angles"]
+    assert found["predicted_log"][1] == pytest.approx(4.0)
+    assert found["predicted"][1] == pytest.approx(10.0)
 
 
 def test_similarity_is_one_of_equal_images_and_falls_with_noise() -> None:
