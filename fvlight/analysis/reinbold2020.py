@@ -152,8 +152,8 @@ def _nearer(plain: Tensor, other: Tensor, text: str, source: str) -> Claim:
     holds = None if gain.count < 2 or gain.low <= 0 <= gain.high else gain.low > 0
     return Claim(
         f"{text} brings predictions nearer to the targets", source,
-        f"the median angle falls by {_over(gain)} degrees to {_spread(other)}; the largest is {_largest(other)}, without "
-        f"it {_largest(plain)}",
+        f"the median angle falls by {_over(gain)} degrees to {_spread(other)}; the largest is {_largest(other)} "
+        f"instead of {_largest(plain)}",
         "a fall, its interval above 0", holds,
     )  # fmt: skip
 
