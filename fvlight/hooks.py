@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +15,23 @@ from fvlight.network import split_call
 
 class _Enough(Exception):
     """All wanted layers have been read: the rest of the network need not run."""
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """A module in evaluation mode, its weights without gradients; afterwards it is as it was."""
+    modes = {m: m.training for m in module.modules()}
+    learning = [weight for weight in module.parameters() if weight.requires_grad]
+    try:
+        for weight in learning:
+            weight.requires_grad_(False)
+        module.eval()
+        yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+        for weight in learning:
+            weight.requires_grad_(True)
 
 
 def read_with_hooks(module: nn.Module, names: list[str], images: Tensor) -> list[Tensor]:
@@ -37,23 +55,15 @@ def read_with_hooks(module: nn.Module, names: list[str], images: Tensor) -> list
 
         return hook
 
-    modes = {m: m.training for m in module.modules()}
-    learning = [weight for weight in module.parameters() if weight.requires_grad]
     handles = [modules[path].register_forward_hook(keep(path)) for path in {path for path, _ in calls.values()}]
     try:
-        for weight in learning:  # no gradients for weights
-            weight.requires_grad_(False)
-        module.eval()
-        module(images)
+        with evaluating(module):
+            module(images)
     except _Enough:
         pass
     finally:
         for handle in handles:
             handle.remove()
-        for m, mode in modes.items():
-            m.training = mode
-        for weight in learning:
-            weight.requires_grad_(True)
     for name in names:
         if name not in found:
             raise FvlightError(f"layer {name!r} is not called when {type(module).__name__} runs: it can't be read")
