@@ -19,7 +19,7 @@ from torch import Tensor
 from fvlight.analysis.jacobians import Respond, gram_of, jacobians
 from fvlight.errors import FvlightError, unknown
 
-RULES = ("smallest", "log")  # see `predict`
+RULES = ("log", "smallest")  # see `predict`
 DEAD = 1e-3  # see `living`
 NOISE = 1e-7  # singular values from a Gram matrix, relative to the largest: of two smaller ones none is the smallest
 SHARED = 1e-3  # sine up to which a direction outside the critical space is one of dead features
@@ -121,17 +121,18 @@ def living(norms: Tensor, threshold: float = DEAD) -> Tensor:
 
 def predict(
     gram: Tensor, response: Tensor, power: float, *, basis: Tensor | None = None, features: Tensor | None = None,
-    threshold: float = DEAD, averaged: Averaged | None = None, rule: str = "smallest",
+    threshold: float = DEAD, averaged: Averaged | None = None, rule: str = RULES[0],
 ) -> Prediction:  # fmt: skip
     """The objectives that realizations were most likely realized from.
 
-    Rules (they agree where the gradient vanishes, at an optimum):
+    Rules (they agree where the gradient vanishes, at an optimum; ``log`` is the default, ``smallest`` the paper's):
         smallest: the y of unit length with the smallest gradient ``|Jᵀ M y|`` [R], the first left singular vector.
         log: the y with the smallest gradient of the *logarithm* of the objective, ``grad_u log f = Jᵀ M y / <yh, y>``,
             whatever the length of y: ``y ~ (M J Jᵀ M)⁻¹ yh`` (not in [R]). Where no gradient vanishes, for kinks or too
             few steps, a nearly dead feature has the smallest of all; but its response is small as well, and by that it
-            can't have been maximised. Realizations as in `living`, k = 2: of 6 random targets a median of 9.7 degrees
-            (11.7 by the other rule), at most 13.0 (86.7); of 4 canonical ones 10 to 17 (79 to 90).
+            can't have been maximised. On 39 realizations in BVLC GoogLeNet's inception4c (128 features, 112
+            pixels, 600 + 500 steps, k = 2) the median angle is 8.3 degrees (11.3 by the other rule), the largest 18.5
+            (89.9): by the other rule the smallest vector of most single features is that of a nearly dead one.
 
     Dead features D leave the search space, L are the living ones: with y = 0 on D and J = 0 there
 

@@ -122,7 +122,7 @@ class InverseTask(ProblemTask):
 
     def __init__(
         self, response: Response, raw: Tensor, names: Sequence[str], *, power: float = 2,
-        targets: Tensor | None = None, threshold: float = DEAD, rule: str = "smallest", noise: Noise | None = None,
+        targets: Tensor | None = None, threshold: float = DEAD, rule: str = RULES[0], noise: Noise | None = None,
         samples: int = 0, rows_at_once: int | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         n = response.features

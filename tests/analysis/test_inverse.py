@@ -151,7 +151,7 @@ def test_rule_log_minimises_the_gradient_of_the_logarithm(responses: Tensor, pow
     least = gradient(found.objective)
     for seed in range(20):
         assert bool((gradient(found.objective + 1e-3 * random(B, N, seed=seed)) > least).all())
-    assert bool((gradient(predict(gram(rows), responses, power).objective.abs()) > least).all())
+    assert bool((gradient(predict(gram(rows), responses, power, rule="smallest").objective.abs()) > least).all())
     scaled = (found.objective[:, None] @ scaling(responses, power) @ rows)[:, 0].norm(dim=-1)
     spectral = torch.linalg.matrix_norm(scaling(responses, power) @ rows, 2)
     assert relative_error(found.gradient, scaled / spectral) < 1e-10
@@ -164,7 +164,7 @@ def test_unknown_rule(responses: Tensor) -> None:
 
 def test_gradient_norm_and_gap_are_those_of_the_rows(responses: Tensor) -> None:
     rows = random(B, N, D, seed=3)
-    found = predict(gram(rows), responses, 2)
+    found = predict(gram(rows), responses, 2, rule="smallest")
     scaled = scaling(responses, 2) @ rows
     gradients = (found.objective[:, None] @ scaled)[:, 0].norm(dim=-1)
     values = torch.linalg.svdvals(scaled)
@@ -313,7 +313,7 @@ def test_realizations_without_anything_to_find(responses: Tensor) -> None:
 
 def test_contributions_are_squares_of_cosines(responses: Tensor) -> None:
     rows = random(B, N, D, seed=3)
-    found = predict(gram(rows), responses, 2)
+    found = predict(gram(rows), responses, 2, rule="smallest")
     target = 3 * (0.6 * found.spectrum.vectors[..., 0] - 0.8 * found.spectrum.vectors[..., 4])
     shares = contributions(found.spectrum, target)
     wanted = torch.zeros(B, N, dtype=DOUBLE)
@@ -452,7 +452,7 @@ def test_a_smooth_network_gives_its_targets_away() -> None:
 
 
 def test_a_dead_feature_of_a_network_is_reported_and_left_out() -> None:
-    """Left in, its axis is as good as the answer: without a gradient either."""
+    """Left in, its axis is as good as the answer for the paper's rule: without a gradient either."""
     target = some_targets(2, 10)
     target[:, 4] = 0
     target = unit(target)
@@ -461,8 +461,11 @@ def test_a_dead_feature_of_a_network_is_reported_and_left_out() -> None:
     prediction = predict(found.gram, found.response, 2)
     assert prediction.living.tolist() == [[i != 4 for i in range(10)]] * 2
     assert float(angles(prediction.objective, target).max()) < 0.01
-    left_in = predict(found.gram, found.response, 2, features=torch.ones(2, 10, dtype=torch.bool))
+    every = torch.ones(2, 10, dtype=torch.bool)
+    left_in = predict(found.gram, found.response, 2, features=every, rule="smallest")
     assert float(angles(left_in.objective, target, unsigned=True).min()) > 80
+    # It does not respond, and by rule log what does not respond can't have been maximised.
+    assert float(angles(predict(found.gram, found.response, 2, features=every).objective, target).max()) < 0.01
 
 
 @pytest.mark.slow
@@ -477,6 +480,8 @@ def test_fifty_targets_of_smooth_networks(n: int, width: int, power: int) -> Non
     found = jacobians(respond, realized(respond, target, power, 3000))
     prediction = predict(found.gram, found.response, power)
     error = angles(prediction.objective, target, unsigned=power % 2 == 1)
+    by_the_paper = predict(found.gram, found.response, power, rule="smallest").objective
+    assert float(angles(by_the_paper, target, unsigned=power % 2 == 1).max()) < 2
     alone = angles(predict(found.gram, found.response, 0).objective, target, unsigned=True)
     response = angles(found.response, target)
     print(

@@ -84,14 +84,14 @@ def test_claims_about_noise_and_similarity() -> None:
 
 
 def test_the_other_rule_is_compared_and_is_no_condition_of_its_own() -> None:
-    results = runs(10.0) | {"invert_log": runs(4.0)["invert"]}
-    assert suffixes(results | {"invert_logits": None}) == ["", "_logits"]
+    results = runs(4.0) | {"invert_smallest": runs(10.0)["invert"]}
+    assert suffixes(results | {"invert_small": None}) == ["", "_small"]
     (claim,) = inverted_layer(results, {"realize": NETWORK})[2:]
     assert claim.holds
     assert "falls by 6 [6, 6]" in str(claim.measured)
     found = measures(results, {"realize": NETWORK})["angles"]
-    assert found["predicted_log"][1] == pytest.approx(4.0)
-    assert found["predicted"][1] == pytest.approx(10.0)
+    assert found["predicted_smallest"][1] == pytest.approx(10.0)
+    assert found["predicted"][1] == pytest.approx(4.0)
 
 
 def test_similarity_is_one_of_equal_images_and_falls_with_noise() -> None:
