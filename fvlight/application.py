@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 
 import fvlight
-from fvlight.analysis import cadena2018, reinbold2020
+from fvlight.analysis import cadena2018, gruen2016, reinbold2020
+from fvlight.analysis.claims import Claim
 from fvlight.errors import FvlightError, unknown
-from fvlight.kinds import kind_named, metric_rows, nan_problems
+from fvlight.kinds import kind_named, nan_problems
 from fvlight.network import Network
 from fvlight.paper_figures import FIGURES
 from fvlight.report import write_report
 from fvlight.results import write_curves, write_images, write_metrics, write_summary
 from fvlight.settings import chosen_layer, number
-from fvlight.tasks.base import PRECISIONS
-from fvlight.training import AtomicCheckpointIO, ProblemProgressBar, SaveRegularly, StopOnInterrupt
-from fvlight.training.checkpoints import FILE_NAME
 
-CLAIMS = {**cadena2018.CLAIMS, **reinbold2020.CLAIMS}
+CLAIMS: dict[str, Callable[..., list[Claim]]] = {**cadena2018.CLAIMS, **reinbold2020.CLAIMS, **gruen2016.CLAIMS}
 SIBLINGS = ("realizations", "start", "image")  # settings that may name another run of the experiment
 
 
@@ -90,10 +85,10 @@ def run(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, command
     if (why := settings.get("whole_image")) and config["image_size"] is None:
         size = " x ".join(str(side) for side in settings["image_size"])
         print(f"the units of {layer!r} see the whole image of {size} pixels: {why}", file=sys.stderr)
-    precision, device, interrupted = _fit(config, task, run_dir, logger)
+    precision, device, interrupted = kind.drive(config, task, run_dir, logger)
     result = task.result or task.collect()
     write_images(run_dir, **kind.tensors(result, network))
-    write_metrics(run_dir, kind.COLUMNS, metric_rows(task))
+    write_metrics(run_dir, kind.COLUMNS, kind.rows(task))
     units = result.summary()
     if (description := kind.describe(config, task, result, device)) is not None:
         write_curves(run_dir, description.tensors())
@@ -110,52 +105,6 @@ def run(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, command
     write_summary(run_dir, summary)
     report = write_report(run_dir)
     return Outcome(summary, results, networks, report, interrupted, {network.name: nan} if nan else {})
-
-
-def _fit(
-    config: Mapping[str, Any], task: L.LightningModule, run_dir: Path, logger: Logger | None
-) -> tuple[str, torch.device, bool]:
-    """Fit the task, from its checkpoint where there is one. Precision and device, and whether Ctrl-C ended it."""
-    checkpoint = run_dir / "checkpoints" / FILE_NAME
-    if checkpoint.exists():
-        print(f"going on from {checkpoint}", file=sys.stderr)
-    interrupt = StopOnInterrupt()
-    trainer = _trainer(config, run_dir, logger, interrupt)
-    try:
-        trainer.fit(task, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
-    except SystemExit as error:  # what Lightning makes of a KeyboardInterrupt, that is, of the second Ctrl-C
-        raise KeyboardInterrupt from error
-    finally:
-        interrupt.restore()
-    return str(trainer.precision), trainer.strategy.root_device, interrupt.requested
-
-
-def _trainer(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, interrupt: StopOnInterrupt) -> L.Trainer:
-    seconds = number(config, "checkpoint_seconds")
-    callbacks = [interrupt, SaveRegularly(run_dir / "checkpoints", seconds), ProblemProgressBar()]
-    precision = str(config["trainer"].get("precision", "32-true"))
-    if precision not in (*PRECISIONS, "32", "64", "bf16"):  # before Lightning takes another one for it
-        raise FvlightError(f"trainer.precision={precision}: fvlight computes in {', '.join(PRECISIONS)}")
-    try:
-        trainer = L.Trainer(
-            **config["trainer"],
-            max_epochs=-1,  # the task ends the fit; with 1, an interrupted run would count as fitted for good
-            logger=logger or False,
-            callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            log_every_n_steps=1,
-            default_root_dir=run_dir,
-        )
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-        raise FvlightError(f"trainer: {str(error).splitlines()[0]}") from error
-    if trainer.world_size > 1:  # before Lightning starts the other processes
-        raise FvlightError(
-            f"trainer.devices={config['trainer'].get('devices')} gives {trainer.world_size} processes, and "
-            "this task runs in one: set trainer.devices=1"
-        )
-    return trainer
 
 
 def conclude(

@@ -27,6 +27,17 @@ class Parameterization(Protocol):
         """Parameters (b, *shape) to images (b, C, H, W)."""
 
 
+def read_whole(readout: Readout, images: Tensor) -> Any:
+    """A layer's full value; an error that names the size where the network can't take images (N, C, H, W) of it."""
+    try:
+        return readout(images)
+    except (RuntimeError, AssertionError) as error:  # timm and torchvision assert their sizes
+        raise FvlightError(
+            f"image_size={list(images.shape[-2:])}: layer {readout.layers[0]!r} of {readout.network.name!r} can't be "
+            f"computed on such images ({str(error).splitlines()[0]}): give another [height, width]"
+        ) from error
+
+
 class Response:
     """``yh(u) = agg(N(phi(u)))``: parameters (b, ...) to the response (b, n) of n features.
 
@@ -50,16 +61,8 @@ class Response:
         self.readout = Readout(network, layer, window=False)
         with torch.no_grad():
             images = parameterization(parameterization.start(0)[None])
-            try:
-                maps: Any = self.readout(images)
-            except (RuntimeError, AssertionError) as error:  # timm and torchvision assert their sizes
-                size = list(images.shape[-2:])
-                raise FvlightError(
-                    f"image_size={size}: layer {layer!r} of {network.name!r} can't be computed on such images "
-                    f"({str(error).splitlines()[0]}): give another [height, width]"
-                ) from error
+            maps = self._channels_first(read_whole(self.readout, images))
             self.image_shape: tuple[int, ...] = tuple(images.shape[1:])
-            maps = self._channels_first(maps)
             self.map_shape: tuple[int, ...] = tuple(maps.shape[1:])
             self.features = aggregation(maps).shape[1]
 

@@ -53,15 +53,16 @@ def write_summary(run_dir: Path, summary: dict[str, Any]) -> Path:
 
 def write_images(run_dir: Path, images: Tensor, display: Tensor, **others: Tensor) -> Path:
     """``images.safetensors``: `images` float32 in input space, `display` uint8, both (U, L, n, C, H, W); and others."""
-    return _write_tensors(run_dir / IMAGES, {"images": images, "display": display, **others})
+    return write_tensors(run_dir / IMAGES, {"images": images, "display": display, **others})
 
 
 def write_curves(run_dir: Path, curves: dict[str, Tensor]) -> Path:
     """``transformations.safetensors``: what units answer to their transformed images, see `Description.tensors`."""
-    return _write_tensors(run_dir / CURVES, curves)
+    return write_tensors(run_dir / CURVES, curves)
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> Path:
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> Path:
+    """A safetensors file that others may read, too."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     def write(path: Path) -> None:

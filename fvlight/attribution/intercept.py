@@ -12,18 +12,19 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-IN_PLACE = ("__iadd__", "__isub__", "__imul__", "__itruediv__")
 Rule = Callable[..., Any]  # gets the operation and its arguments: rule(operation, *args, **kwargs)
 
 
 class Intercept(TorchFunctionMode):
     """While active, ``rules[operation](operation, *args, **kwargs)`` stands for ``operation(*args, **kwargs)``.
 
-    Inside a rule operations are plain ones. In-place operations: the rule returns a new tensor, and its numbers and
-    its gradient are then those of the tensor that the caller handed over, as the caller expects.
+    Inside a rule operations are plain ones. A rule that returns ``NotImplemented`` leaves the operation as it is.
+    In-place operations: the rule gets a copy to read (and may save it for the way back) and returns a new tensor; its
+    numbers and its gradient are then those of the tensor that the caller handed over, as the caller expects.
 
     Args:
-        rules: by the function as torch calls it: `torch.nn.functional.relu`, `torch.Tensor.relu_`, …
+        rules: by the function as torch calls it: `torch.nn.functional.relu`, `torch.Tensor.relu_`, … ``x += y``
+            arrives as `torch.Tensor.add_`.
         other: for operations without a rule; None: they stay as they are.
 
     Attributes:
@@ -41,16 +42,22 @@ class Intercept(TorchFunctionMode):
         rule = self.rules.get(func, None)
         if rule is None:
             return func(*args, **kwargs) if self.other is None else self.other(func, *args, **kwargs)
-        self.count += 1
         if not in_place(func, args, kwargs):
-            return rule(func, *args, **kwargs)
-        target: Tensor = args[0] if args else kwargs["input"]
-        return target.copy_(rule(func, *args, **{**kwargs, **({"inplace": False} if "inplace" in kwargs else {})}))
+            result = rule(func, *args, **kwargs)
+        else:
+            target: Tensor = args[0] if args else kwargs["input"]
+            others = {name: value for name, value in kwargs.items() if name != "input"}
+            if "inplace" in others:
+                others["inplace"] = False
+            result = rule(func, target.clone(), *args[1:], **others)
+            result = result if result is NotImplemented else target.copy_(result)
+        if result is NotImplemented:
+            return func(*args, **kwargs)
+        self.count += 1
+        return result
 
 
 def in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Does this call write into its first argument?"""
-    if kwargs.get("inplace"):
-        return True
     name = str(getattr(func, "__name__", ""))
-    return name in IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+    return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))

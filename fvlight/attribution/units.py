@@ -5,6 +5,7 @@ All methods of attribution answer for the same address (network, layer, unit, po
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from fvlight.errors import FvlightError
 from fvlight.hooks import evaluating, read_with_hooks
-from fvlight.network import Network
+from fvlight.network import Network, split_call
 
 Units = int | Sequence[int] | Tensor | None
 Place = Literal["mean", "center"] | int | tuple[int, int] | None
@@ -36,6 +37,8 @@ def read_maps(network: Network, images: Tensor, layer: str | None) -> Tensor:
     Raises:
         FvlightError: an unknown layer, no tensor, another number of rows than images, weights that were not loaded.
     """
+    check_images(images)
+    images = images.clone()  # a network may begin with an in-place operation
     if layer is None:
         with evaluating(network.module):
             value: Any = network.module(images)
@@ -52,11 +55,29 @@ def read_maps(network: Network, images: Tensor, layer: str | None) -> Tensor:
         raise FvlightError(
             f"{what} of {network.name!r} needs weights that its file does not hold: take an earlier layer"
         )
-    if len(value) != len(images):
-        raise FvlightError(f"{what} gives {len(value)} rows for {len(images)} images: read a layer of whole images")
-    value = value[:, None] if value.dim() == 1 else value
-    axes = network.likely_axes(dict(network.module.named_modules()).get(layer or "", network.module))
-    return value.movedim(axes, (2, 3)) if value.dim() == 4 and layer is not None else value
+    rows = len(value) if value.dim() else 0
+    if rows != len(images):
+        raise FvlightError(f"{what} gives {rows} rows for {len(images)} images: read a layer of whole images")
+    if value.dim() == 4 and layer is not None:
+        modules = dict(network.module.named_modules())
+        return value.movedim(network.likely_axes(modules[split_call(network.resolve(layer), modules)[0]]), (2, 3))
+    return value[:, None] if value.dim() == 1 else value
+
+
+def check_images(images: Tensor) -> None:
+    """Raises:
+    FvlightError: these are no images (N, C, H, W) of floating-point numbers.
+    """
+    if images.dim() != 4 or not images.is_floating_point():
+        raise FvlightError(
+            f"images of shape {tuple(images.shape)} and type {images.dtype}: (N, C, H, W) of floating-point numbers"
+        )
+
+
+def differentiable(images: Tensor) -> Tensor:
+    """A copy of the images to take gradients by; what graph they had is left behind."""
+    check_images(images)
+    return images.detach().clone().requires_grad_()
 
 
 def unit_values(maps: Tensor, unit: Units = None, position: Place = None) -> Tensor:
@@ -70,20 +91,40 @@ def unit_values(maps: Tensor, unit: Units = None, position: Place = None) -> Ten
     Raises:
         FvlightError: there is no such unit or position.
     """
+    return _at(maps, position)[torch.arange(len(maps), device=maps.device), chosen_units(maps, unit, position)]
+
+
+def chosen_units(maps: Tensor, unit: Units = None, position: Place = None) -> Tensor:
+    """The unit of each image, (N,) whole numbers; arguments and errors as for `unit_values`."""
     values = _at(maps, position)
-    count = values.shape[1]
     if unit is None:
-        chosen = values.detach().argmax(1)
-    else:
-        chosen = torch.as_tensor(unit, device=values.device).reshape(-1)
-        if chosen.dtype.is_floating_point or chosen.dtype == torch.bool:
-            raise FvlightError(f"unit={unit}: units are whole numbers")
-        if len(chosen) not in (1, len(values)):
-            raise FvlightError(f"{len(chosen)} units for {len(values)} images: give one, or one for each image")
-        if bool(((chosen < 0) | (chosen >= count)).any()):
-            raise FvlightError(f"unit={unit}: there are units 0 to {count - 1}")
-        chosen = chosen.expand(len(values))
-    return values[torch.arange(len(values), device=values.device), chosen]
+        return values.detach().argmax(1)
+    chosen, count = torch.as_tensor(unit, device=values.device).reshape(-1), values.shape[1]
+    if chosen.is_floating_point() or chosen.dtype == torch.bool:
+        raise FvlightError(f"unit={unit}: units are whole numbers")
+    if len(chosen) not in (1, len(values)):
+        raise FvlightError(f"{len(chosen)} units for {len(values)} images: give one, or one for each image")
+    if bool(((chosen < 0) | (chosen >= count)).any()):
+        raise FvlightError(f"unit={unit}: there are units 0 to {count - 1}")
+    return chosen.expand(len(values))
+
+
+def silent(values: Tensor) -> Tensor:
+    """Which units are silent on their image, (N,): values of exactly 0 are those behind a closed ReLU."""
+    return values.detach() == 0
+
+
+def withdrawn(maps: Tensor, which: Tensor, reason: str) -> Tensor:
+    """Maps (N, ...) with NaN in place of those ``which`` (N,) says: a map of zeros would pass for an answer.
+
+    Warns with the reason and the images' numbers.
+    """
+    if not bool(which.any()):
+        return maps
+    numbers = which.nonzero().flatten().tolist()
+    few = ", ".join(str(number) for number in numbers[:10]) + (", …" if len(numbers) > 10 else "")
+    warnings.warn(f"{reason} on {len(numbers)} of {len(maps)} images: no map for number {few}", stacklevel=4)
+    return maps.masked_fill(which.reshape(-1, *[1] * (maps.dim() - 1)), float("nan"))
 
 
 def _at(maps: Tensor, position: Place) -> Tensor:
@@ -103,8 +144,9 @@ def _at(maps: Tensor, position: Place) -> Tensor:
     if position in (None, "mean"):
         return maps.mean((2, 3))
     height, width = maps.shape[2:]
-    where = (height // 2, width // 2) if position == "center" else position
-    if not isinstance(where, tuple) or not (0 <= where[0] < height and 0 <= where[1] < width):
+    where: Any = (height // 2, width // 2) if position == "center" else position
+    pair = isinstance(where, tuple) and len(where) == 2 and all(isinstance(number, int) for number in where)
+    if not (pair and 0 <= where[0] < height and 0 <= where[1] < width):
         raise FvlightError(
             f"position={position}: center, mean, or (row, column) from (0, 0) to ({height - 1}, {width - 1})"
         )

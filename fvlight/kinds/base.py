@@ -18,14 +18,23 @@ from fvlight.errors import FvlightError, unknown
 from fvlight.network import Network
 from fvlight.priors import TotalVariation
 from fvlight.settings import number, numbers, setting
-from fvlight.solvers import Adam, Patience
+from fvlight.solvers import Adam, Momentum, Patience
 from fvlight.tasks import ProblemTask
+from fvlight.training.drive import Driven
 
 
 class Kind(Protocol):
     """A module of this package. Tasks and results are those of the kind: `DiverseTask`, `DiverseResult`, …"""
 
     COLUMNS: list[str]  # of ``metrics.csv``: problem, what `address` gives, step, the task's figures
+
+    @property
+    def drive(self) -> Callable[..., Driven]:
+        """``drive(config, task, run_dir, logger)`` runs the task, from where an earlier run was; `fit`, mostly."""
+
+    @property
+    def rows(self) -> Callable[[Any], list[list[Any]]]:
+        """Of the task, for ``metrics.csv``; `metric_rows`, mostly."""
 
     def build(self, config: Mapping[str, Any], network: Network) -> tuple[Any, str]:
         """The task, and a few words on where the norm of its images, or what else it is given, comes from."""
@@ -59,11 +68,10 @@ def common_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def solver_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that all tasks with Adam take."""
+    """The arguments that all tasks with Adam, or momentum in its place, take."""
     solver = config["solver"]
-    betas = numbers(solver, "betas", 2, float, "solver.")
     return {
-        "adam": Adam(number(solver, "lr", float, "solver."), betas, number(solver, "eps", float, "solver.")),  # type: ignore[arg-type]
+        "adam": _first_order(solver),
         "patience": Patience(
             number(solver, "max_steps", int, "solver."),
             number(solver, "patience", int, "solver."),
@@ -72,6 +80,17 @@ def solver_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "at_once": number(solver, "at_once", int, "solver."),
         "inner_steps": number(solver, "inner_steps", int, "solver."),
     }
+
+
+def _first_order(solver: Mapping[str, Any]) -> Adam | Momentum:
+    """How steps are taken."""
+    name, rate = setting(solver, "name", "solver."), number(solver, "lr", float, "solver.")
+    if name == "momentum":
+        return Momentum(rate, number(solver, "momentum", float, "solver."))
+    if name != "adam":
+        raise unknown("solver.name", name, ["adam", "momentum"])
+    betas = numbers(solver, "betas", 2, float, "solver.")
+    return Adam(rate, betas, number(solver, "eps", float, "solver."))  # type: ignore[arg-type]
 
 
 def _prior(name: str) -> nn.Module | None:

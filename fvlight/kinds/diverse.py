@@ -11,14 +11,16 @@ from torch import Tensor
 from fvlight.analysis.description import Description, describe_units
 from fvlight.analysis.diverse import DiverseResult
 from fvlight.errors import FvlightError
-from fvlight.kinds.base import common_settings, progress
+from fvlight.kinds.base import common_settings, metric_rows, progress
 from fvlight.network import Network
 from fvlight.readout import Readout
 from fvlight.settings import chosen_layer, chosen_units, number, numbers, parse_position, resolve_norm
 from fvlight.tasks import DiverseTask
 from fvlight.tasks.diverse import UnitReadout
+from fvlight.training import fit
 
 COLUMNS = ["problem", "unit", "lambda", "start", "step", "score", "mean_activation", "min_distance"]
+drive, rows = fit, metric_rows
 
 
 def build(config: Mapping[str, Any], network: Network) -> tuple[DiverseTask, str]:

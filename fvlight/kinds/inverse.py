@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fvlight.errors import FvlightError
-from fvlight.images import list_images, read_image
+from fvlight.images import read_image
+from fvlight.kinds.base import metric_rows
 from fvlight.kinds.responses import build_response, read_run, response_settings, truth
 from fvlight.network import Network
+from fvlight.pictures import fitted, picture_files
 from fvlight.response import Response
 from fvlight.results import IMAGES
 from fvlight.settings import number
 from fvlight.tasks.inverse import InverseResult, InverseTask, Noise
+from fvlight.training import fit
 
 COLUMNS = ["problem", "image", "step", "confidence", "relative_gradient"]
+drive, rows = fit, metric_rows
 SAME = 1e-2  # relative difference that another number type or device may make
 SAMPLES = 32  # realizations on which a critical space is looked for [R, Sec. 3.4]
 
@@ -101,35 +104,12 @@ def _images(config: Mapping[str, Any], response: Response) -> tuple[list[str], T
         if shown.shape[1] not in (1, 3):
             raise FvlightError(f"image={path}: that run's images have {shown.shape[1]} channels and are no pictures")
         pictures = {f"{path.name} {i}": picture for i, picture in enumerate(shown.expand(-1, 3, -1, -1))}
-    elif path.is_dir():
-        pictures = {str(file.relative_to(path)): read_image(file) for file in list_images(path)}
     else:
-        pictures = {path.name: read_image(path)}
+        pictures = {name: read_image(file) for name, file in picture_files(path).items()}
     resize, size = truth(config, "resize"), response.image_shape[1:]
-    fitted = [_fitted(name, picture, (size[0], size[1]), resize) for name, picture in pictures.items()]
+    fitted = [fitted(name, picture, (size[0], size[1]), resize) for name, picture in pictures.items()]
     space = response.network.input_space
     return list(pictures), inverse(space.from_rgb(torch.stack(fitted))), None
-
-
-def _fitted(name: str, picture: Tensor, size: tuple[int, int], resize: bool) -> Tensor:
-    """A picture (3, h, w) in [0, 1] of the wanted size: as it is, or its middle, resized."""
-    if not picture.isfinite().all() or picture.min() < 0 or picture.max() > 1:
-        raise FvlightError(f"{name}: its numbers are not between 0 and 1")
-    if float(picture.flatten(1).std(1).max()) == 0:
-        raise FvlightError(f"{name}: the picture is of one colour and shows no feature; give another")
-    if tuple(picture.shape[1:]) == size:
-        return picture
-    height, width = picture.shape[1:]
-    if not resize:
-        raise FvlightError(
-            f"{name}: {height} x {width} pixels, {size[0]} x {size[1]} are needed: give "
-            f"image_size=[{height},{width}] where the network takes it, or resize=true"
-        )
-    scale = max(size[0] / height, size[1] / width)
-    larger = [max(round(height * scale), size[0]), max(round(width * scale), size[1])]
-    resized = F.interpolate(picture[None], size=larger, mode="bilinear", antialias=True, align_corners=False)[0]
-    top, left = (larger[0] - size[0]) // 2, (larger[1] - size[1]) // 2
-    return resized[:, top : top + size[0], left : left + size[1]].clamp(0, 1)
 
 
 def settings(task: InverseTask, origin: str, config: Mapping[str, Any]) -> dict[str, Any]:

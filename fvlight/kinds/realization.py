@@ -10,15 +10,17 @@ from torch import Tensor
 
 from fvlight.analysis.targets import canonical_targets, random_targets
 from fvlight.errors import FvlightError, unknown
-from fvlight.kinds.base import solver_settings
+from fvlight.kinds.base import metric_rows, solver_settings
 from fvlight.kinds.responses import build_response, read_run, response_settings
 from fvlight.network import Network
 from fvlight.response import Response
 from fvlight.settings import even_sample, number
 from fvlight.solvers import LBFGS
 from fvlight.tasks import RealizationResult, RealizationTask
+from fvlight.training import fit
 
 COLUMNS = ["problem", "target", "step", "score", "cosine"]
+drive, rows = fit, metric_rows
 TOWARD = {"targets": "targets", "predicted": "predicted", "response": "responses", "random": None}
 
 

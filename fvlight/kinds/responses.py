@@ -12,7 +12,7 @@ from torch import Tensor
 from fvlight.aggregation import Aggregation
 from fvlight.errors import FvlightError, unknown
 from fvlight.network import Network
-from fvlight.parameterizations import FourierImage, GeometryMaps, SigmoidPixels
+from fvlight.parameterizations import FourierImage, GeometryMaps, Levels, SigmoidPixels
 from fvlight.response import Parameterization, Response
 from fvlight.results import IMAGES
 from fvlight.settings import chosen_layer, number, numbers
@@ -41,6 +41,7 @@ def parameterization(config: Mapping[str, Any], network: Network, size: Size) ->
     given = config["parameterization"]
     kinds: dict[str, Callable[..., Any]] = {
         "pixels": SigmoidPixels, "fft": FourierImage, "scaled_fft": FourierImage, "geometry": GeometryMaps,
+        "levels": Levels,
     }  # fmt: skip
     name = given["name"]
     if name not in kinds:

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from fvlight.errors import FvlightError
-from fvlight.kinds.base import common_settings
+from fvlight.kinds.base import common_settings, metric_rows
 from fvlight.network import Network
 from fvlight.readout import Readout
 from fvlight.settings import chosen_layer, chosen_units, number, resolve_norm
 from fvlight.tasks import TextureResult, TextureTask
 from fvlight.tasks.base import count_units
+from fvlight.training import fit
 
 COLUMNS = ["problem", "unit", "start", "step", "score", "mean_activation"]
+drive, rows = fit, metric_rows
 
 
 def build(config: Mapping[str, Any], network: Network) -> tuple[TextureTask, str]:

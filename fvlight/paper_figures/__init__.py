@@ -8,6 +8,7 @@ from typing import Any
 
 from fvlight.network import Network
 
+from .attribution import draw_comparison
 from .cells import draw_averages, draw_phase_curves, draw_phases
 from .galleries import draw_layers, draw_units
 from .inversion import draw_dead_directions, draw_inverted_layer, draw_robustness
@@ -29,6 +30,7 @@ FIGURES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Network], Path], ob
     "inverted_layer": draw_inverted_layer,
     "dead_directions": draw_dead_directions,
     "robustness": draw_robustness,
+    "attribution_comparison": draw_comparison,
 }
 
 __all__ = ["FIGURES"]

@@ -9,10 +9,15 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from .attribution import write_attribution
 from .captions import describe
+from .decoder import write_decoder
+from .examples import write_examples
 from .figures import MAX_UNIT_FIGURES, FigureFile, write_figures
+from .map_quality import write_map_quality
 from .mosaic import figure_png
 from .objectives import write_inversions, write_realizations
+from .reconstruction import write_reconstructions
 from .run_data import (
     MAX_LISTED,
     RunData,
@@ -38,14 +43,33 @@ from .transformations import (
 EMBED_LIMIT = 32 * 2**20
 TRANSFORMATIONS = "transformations.png"
 KINDS = {
+    "attribution": "Attribution",
+    "map_quality": "Measures of attribution maps",
     "diverse": "Diverse feature visualization",
     "texture": "Shift-invariant textures",
     "realization": "Realizations of target objectives",
     "inverse": "Inverse feature visualization",
+    "reconstruction": "Input reconstruction",
+    "dataset_examples": "Dataset examples",
+    "decoder": "Learned inversion network",
     "experiment": "Experiment",
 }
-WRITERS = {"realization": write_realizations, "inverse": write_inversions}  # of figures, by kind of task
-WITH_IMAGES = ("images", "textures", "objectives")  # figures that show what images.safetensors holds
+WRITERS = {
+    "attribution": write_attribution,
+    "realization": write_realizations,
+    "map_quality": write_map_quality,
+    "inverse": write_inversions,
+    "reconstruction": write_reconstructions,
+    "dataset_examples": write_examples,
+    "decoder": write_decoder,
+}  # of figures, by kind of task
+WITH_IMAGES = (
+    "attribution",
+    "images",
+    "textures",
+    "objectives",
+    "examples",
+)  # figures that show what images.safetensors holds
 HOLDS = {True: ("holds", "yes"), False: ("does not hold", "no")}
 TEXTURE_NAMES = {"norm": "root mean square of the crops' norms", "image_size": "size of a crop in pixels"}
 NOT_SETTINGS = {"units", "runs", "experiment", "claims", "warnings", "complete", "command"}

@@ -219,16 +219,17 @@ class DisplayImages:
         if "display" not in set(handle.keys()):
             raise ValueError("images.safetensors holds no tensor named 'display'")
         self._handle = handle
-        self._slice = handle.get_slice("display")
-        self.shape: tuple[int, ...] = tuple(self._slice.get_shape())
+        self.shape: tuple[int, ...] = tuple(handle.get_slice("display").get_shape())
         if len(self.shape) != 6 or 0 in self.shape:
             raise ValueError(f"'display' must be (units, lambdas, n, C, H, W) not empty; is {self.shape}")
 
-    def unit(self, index: int) -> NDArray[np.uint8]:
-        """Images of one unit, uint8 (lambdas, n, C, H, W)."""
-        block = np.asarray(self._slice[index : index + 1])[0]
+    def unit(self, index: int, name: str = "display") -> NDArray[np.uint8]:
+        """Images of one unit, uint8 (lambdas, n, C, H, W); ``name``: of another tensor of such images."""
+        if name not in set(self._handle.keys()):
+            raise ValueError(f"images.safetensors holds no tensor named {name!r}")
+        block = np.asarray(self._handle.get_slice(name)[index : index + 1])[0]
         if block.dtype != np.uint8:
-            raise ValueError(f"'display' must be uint8, is {block.dtype}")
+            raise ValueError(f"{name!r} must be uint8, is {block.dtype}")
         return block
 
     def activations(self, index: int) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import objectives, textures
+from . import attribution, decoder, examples, map_quality, objectives, reconstruction, textures
 from .run_data import ABSENT, Column, SweepPoint, UnitResult, UnitTable, finite, format_lambda, format_number
 from .transformations import number_cell
 
@@ -116,4 +116,13 @@ DIVERSE = UnitTable(
     ),
     note=_diverse_note,
 )
-TABLES = {"texture": textures.TABLE, "realization": objectives.REALIZATIONS, "inverse": objectives.INVERSIONS}
+TABLES = {
+    "attribution": attribution.TABLE,
+    "texture": textures.TABLE,
+    "map_quality": map_quality.TABLE,
+    "realization": objectives.REALIZATIONS,
+    "inverse": objectives.INVERSIONS,
+    "reconstruction": reconstruction.TABLE,
+    "dataset_examples": examples.TABLE,
+    "decoder": decoder.TABLE,
+}

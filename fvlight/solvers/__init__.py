@@ -4,6 +4,7 @@ from fvlight.solvers.adam import Adam, ProblemAdam
 from fvlight.solvers.batched_lbfgs import BatchedLBFGS
 from fvlight.solvers.block import Block, Evaluation, solve_block
 from fvlight.solvers.lbfgs import LBFGS, Minimum, Stop, minimise
+from fvlight.solvers.momentum import Momentum
 from fvlight.solvers.polish import polish_block
 from fvlight.solvers.pool import Pool, Status
 from fvlight.solvers.stopping import Patience
@@ -15,6 +16,7 @@ __all__ = [
     "Block",
     "Evaluation",
     "Minimum",
+    "Momentum",
     "Patience",
     "Pool",
     "ProblemAdam",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fvlight.errors import FvlightError
+from fvlight.solvers.momentum import Momentum
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,13 @@ class Adam:
 
 
 class ProblemAdam(torch.optim.Optimizer):
-    """Holds Adam's moments for one parameter whose first axis counts problems.
+    """Holds the moments (of momentum the first alone) for one parameter whose first axis counts problems.
 
     The steps themselves are taken on rows of it, by `solve_block`; `step` runs a closure that does so, which makes
     a block of inner steps one optimizer step for Lightning.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], adam: Adam) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], adam: Adam | Momentum) -> None:
         super().__init__(parameters, {"lr": adam.lr})
         self.adam = adam
         for group in self.param_groups:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fvlight.solvers.adam import Adam
+from fvlight.solvers.momentum import Momentum
 from fvlight.solvers.pool import Status
 from fvlight.solvers.stopping import Patience
 
@@ -27,7 +28,7 @@ class Block:
 
     Attributes:
         raw: (b, ...) parameters.
-        first, second: Adam's moments.
+        first, second: Adam's moments, or the first alone: momentum.
         steps: (b,) steps taken.
         stopping: state of the stopping rule.
         status: (b,) `Status` of each problem.
@@ -44,7 +45,7 @@ class Block:
 
 
 def solve_block(
-    evaluate: Callable[[Tensor], Evaluation], block: Block, adam: Adam, patience: Patience, inner_steps: int
+    evaluate: Callable[[Tensor], Evaluation], block: Block, adam: Adam | Momentum, patience: Patience, inner_steps: int
 ) -> Block:
     """Take up to ``inner_steps`` steps uphill, in place. Problems stop on their own and then stay put exactly.
 

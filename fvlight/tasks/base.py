@@ -20,6 +20,7 @@ from fvlight.solvers import (
     Adam,
     Block,
     Evaluation,
+    Momentum,
     Patience,
     Pool,
     ProblemAdam,
@@ -60,7 +61,7 @@ class ProblemTask(L.LightningModule):
     Args:
         problems: how many.
         shape: of one problem's parameters.
-        adam, patience: the solver.
+        adam, patience: the solver; momentum in place of Adam.
         at_once: problems in the batch at most.
         inner_steps: solver steps per block.
         parent: (problems,) see `Pool`.
@@ -70,7 +71,7 @@ class ProblemTask(L.LightningModule):
     figures: tuple[str, ...] = ("score",)  # the names of the figures that `evaluate` gives
 
     def __init__(
-        self, problems: int, shape: tuple[int, ...], *, adam: Adam, patience: Patience, at_once: int,
+        self, problems: int, shape: tuple[int, ...], *, adam: Adam | Momentum, patience: Patience, at_once: int,
         inner_steps: int, parent: Tensor | None = None, polish: LBFGS | None = None,
     ) -> None:  # fmt: skip
         super().__init__()

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a run at the next block: what has been computed is saved and written."""
+"""Ctrl-C ends a run at the next block, or batch of images: what has been computed is saved and written."""
 
 from __future__ import annotations
 
@@ -34,6 +34,12 @@ class StopOnInterrupt(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if self.requested:
             trainer.should_stop = True
+
+    on_predict_start = on_fit_start
+
+    def on_predict_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.requested:
+            raise StopIteration  # ends Lightning's loop as the end of the images does
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.restore()

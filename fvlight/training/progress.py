@@ -18,15 +18,16 @@ from rich.progress import (
 )
 
 from fvlight.solvers import Status
-from fvlight.tasks import ProblemTask
 
 
-def describe(task: ProblemTask) -> tuple[float, str]:
-    """The share of the work that is done, and a few words.
+def describe(task: Any) -> tuple[float, str]:
+    """The share of the work that is done, and a few words: of a `ProblemTask`, or what a task's `progress()` says.
 
     A problem that is being solved counts by its steps out of the most it may take, so that the estimate is an
     upper bound until problems converge.
     """
+    if hasattr(task, "progress"):
+        return task.progress()  # type: ignore[no-any-return]
     done, active = task.pool.done, task.pool.status == int(Status.ACTIVE)
     part = task.steps.double() / task.most_steps
     share = float(done.double().sum() + part[active].sum()) / max(len(task.pool), 1)
@@ -85,6 +86,15 @@ class ProblemProgressBar(ProgressBar):
                 file=sys.stderr,
                 flush=True,
             )
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.on_train_start(trainer, pl_module)
+
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        self.on_train_batch_end(trainer, pl_module)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._close()
 
     def _close(self) -> None:
         if self._progress is not None:

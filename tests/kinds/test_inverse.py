@@ -21,7 +21,7 @@ from fvlight import cli
 from fvlight.analysis.inverse import angles, predict
 from fvlight.application import build_network, build_task
 from fvlight.errors import FvlightError
-from fvlight.kinds.inverse import _fitted
+from fvlight.pictures import fitted
 from fvlight.solvers import Evaluation
 from fvlight.tasks import InverseTask, RealizationTask
 from tests.helpers import handlers_taken_off, no_handlers, one_thread  # noqa: F401
@@ -465,7 +465,7 @@ def test_numbers_that_are_no_picture(value: float) -> None:
     rgb = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
     rgb[0, 0, 0] = value
     with pytest.raises(FvlightError, match=r"photo: its numbers are not between 0 and 1"):
-        _fitted("photo", rgb, (8, 8), False)
+        fitted("photo", rgb, (8, 8), False)
 
 
 def test_an_interrupted_run_of_realizations_is_not_inverted(capsys: pytest.CaptureFixture[str]) -> None:

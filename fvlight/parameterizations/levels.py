@@ -1,0 +1,77 @@
+"""Pixels as they are, in the 256 levels of a photograph about a network's zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fvlight.errors import FvlightError
+from fvlight.network import InputSpace
+from fvlight.operations import Pair
+from fvlight.parameterizations.pixels import require
+
+LEVELS = 255
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Levels from about -128 to 128 as parameters, nothing bounds them [Mahendran & Vedaldi 2015; FeatureVis].
+
+    For networks on 0 to 255 without a division these are the input itself; all others are brought to that scale, so
+    that step sizes and priors mean the same. 0 is the network's mean colour, mid-grey where it subtracts none.
+
+    Args:
+        input_space: of the network.
+        size: (height, width) of the images.
+        sd: standard deviation of the levels at the start.
+    """
+
+    input_space: InputSpace
+    size: Pair
+    sd: float = 10.0
+
+    def __post_init__(self) -> None:
+        require(self.size, self.sd)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one problem's parameters, and of its image."""
+        return self.input_space.channels, self.size[0], self.size[1]
+
+    def start(self, seed: int) -> Tensor:
+        """Parameters (C, H, W) of one problem, drawn from its own seed; float32."""
+        generator = torch.Generator().manual_seed(seed)
+        return self.sd * torch.randn(self.shape, generator=generator, dtype=torch.float32)
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """Parameters (b, C, H, W) to images of the same shape, in input space."""
+        slope, zero = self._scale(raw)
+        return raw / slope + zero
+
+    def raw_of(self, images: Tensor) -> Tensor:
+        """Parameters (b, C, H, W) of images of the same shape in input space, whatever their numbers.
+
+        Raises:
+            FvlightError: another size, numbers that are not finite.
+        """
+        if images.dim() != 4 or tuple(images.shape[1:]) != self.shape:
+            raise FvlightError(
+                f"images of shape {tuple(images.shape)}: (images, {', '.join(map(str, self.shape))}) is parameterized "
+                "here; resize them or give another size"
+            )
+        if not images.isfinite().all():
+            raise FvlightError("the images hold NaN or infinite numbers: they have no parameters")
+        return self.of(images)
+
+    def of(self, images: Tensor) -> Tensor:
+        """The same unchecked, with a gradient."""
+        slope, zero = self._scale(images)
+        return (images - zero) * slope
+
+    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Levels per unit of the input, and the input of level 0; (C or 1, 1, 1)."""
+        space = self.input_space
+        std = torch.as_tensor(space.std, dtype=like.dtype, device=like.device).reshape(-1, 1, 1)
+        return std * (LEVELS / space.scale), (0 if any(space.mean) else space.scale / 2) / std

@@ -1,0 +1,237 @@
+"""Input reconstruction [Mahendran & Vedaldi 2015; Gruen et al. 2016, Sec. 3.3]: the image that a layer remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fvlight.analysis.diverse import finite
+from fvlight.analysis.similarity import psnr, ssim
+from fvlight.errors import FvlightError
+from fvlight.network import Network
+from fvlight.parameterizations import Levels
+from fvlight.priors import Lp, TotalVariation
+from fvlight.readout import Readout
+from fvlight.response import Parameterization, read_whole
+from fvlight.solvers import LBFGS, Adam, Evaluation, Momentum, Patience, Status
+from fvlight.tasks.base import ProblemTask, fingerprint, seed_of
+
+
+class Regularisers(NamedTuple):
+    """Weights of the priors, as shares of FeatureVis's, and the power of the first.
+
+    FeatureVis divides ``sum |x|^p`` by ``H W 128^p`` and ``sum (x_p - x_q)^2`` by ``H W (0.01 128)^2``, x in levels of
+    0 to 255 about the mean: its defaults are a weight of 1 for both. Its code's gradient of the second lacks the factor
+    2 of its loss, ours has it: FeatureVis runs with what is ``tv`` 0.5 here.
+    """
+
+    lp: float = 1.0
+    tv: float = 1.0
+    power: float = 6.0
+
+
+@dataclass
+class ReconstructionResult:
+    """Reconstructions of t pictures from a layer's value.
+
+    Attributes:
+        names: of the pictures.
+        originals, images: (t, C, H, W) float32 in the network's input space.
+        raw: (t, ...) parameters of the images as they were solved.
+        errors: (t,) ``|Phi(x) - Phi(x0)| / |Phi(x0)|``, not squared, from a last pass in the parameters' number type.
+        psnr, ssim: (t,) of image and picture, clipped to what can be shown; in decibels, and at most 1.
+        steps, status: (t,) solver steps; `converged`, `max_steps`, `nan` or `interrupted`.
+    """
+
+    names: list[str]
+    originals: Tensor
+    images: Tensor
+    raw: Tensor
+    errors: Tensor
+    psnr: Tensor
+    ssim: Tensor
+    steps: Tensor
+    status: list[str]
+    layer: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every problem was solved to its end."""
+        return all(word in ("converged", "max_steps") for word in self.status)
+
+    def summary(self) -> list[dict[str, Any]]:
+        """``units`` of ``summary.json``, one per picture; numbers that are not finite are None."""
+        return [
+            {
+                "unit": name,
+                "relative_error": finite(self.errors[i]),
+                "psnr": finite(self.psnr[i]),
+                "ssim": finite(self.ssim[i]),
+                "steps": int(self.steps[i]),
+                "status": self.status[i],
+            }
+            for i, name in enumerate(self.names)
+        ]
+
+
+class ReconstructionTask(ProblemTask):
+    """For each picture x0 an image that minimises ``|Phi(x) - Phi(x0)|^2 / |Phi(x0)|^2`` and the priors' penalties.
+
+    Args:
+        network, layer: Phi, the layer's whole value.
+        parameterization: of the images; `Levels`: pixels as they are.
+        pictures: (t, C, H, W) in the network's input space.
+        names: of the pictures.
+        regularisers: see there.
+        jitter: at each step the image is shifted by up to so many pixels either way, its rim repeated; not in L-BFGS.
+        starts: (t, ...) parameters to begin from; None: each problem draws its own noise.
+        seed: of starts and shifts; those of the i-th picture depend on it and on i alone.
+        adam, patience: the first stage; FeatureVis's is ``Momentum()`` for 100 steps.
+        polish: a second stage, L-BFGS.
+        at_once, inner_steps: as in `ProblemTask`.
+
+    After ``trainer.fit(task)``, ``task.result`` is the `ReconstructionResult`.
+    """
+
+    figures = ("score", "error")
+
+    def __init__(
+        self, network: Network, layer: str, parameterization: Parameterization, pictures: Tensor,
+        names: Sequence[str], *, regularisers: Regularisers | None = None, jitter: int = 0, starts: Tensor | None = None,
+        seed: int = 0, adam: Adam | Momentum | None = None, patience: Patience | None = None,
+        polish: LBFGS | None = None, at_once: int = 16, inner_steps: int = 25,
+    ) -> None:  # fmt: skip
+        weights = regularisers or Regularisers()
+        self._check(parameterization, pictures, names, weights, jitter, starts)
+        super().__init__(
+            len(pictures), parameterization.shape, adam=adam or Adam(4.0), patience=patience or Patience(300, 300),
+            polish=polish, at_once=at_once, inner_steps=inner_steps,
+        )  # fmt: skip
+        self.network, self.layer, self.parameterization = network, layer, parameterization
+        self.pictures, self.names, self.seed = pictures, list(names), seed
+        self.regularisers, self.jitter, self.starts = weights, jitter, starts
+        self.readout = Readout(network, layer, window=False)
+        with torch.no_grad():
+            self.map_shape: tuple[int, ...] = tuple(read_whole(self.readout, pictures[:1]).shape[1:])
+        height, width = pictures.shape[-2:]
+        self._levels = Levels(network.input_space, (height, width))
+        self._lp, self._tv = Lp(weights.power), TotalVariation(2)
+        self._lp_weight = weights.lp / (height * width * 128.0**weights.power)
+        self._tv_weight = weights.tv / (height * width * (0.01 * 128.0) ** 2)
+        self._weights = fingerprint(network.module)
+        self._aim: tuple[Tensor, Tensor, Tensor] | None = None  # rows, their Phi(x0), its squared length
+        self._taken = torch.zeros(len(pictures), dtype=torch.int64)  # steps, within a block too
+        self.result: ReconstructionResult | None = None
+
+    @staticmethod
+    def _check(
+        parameterization: Parameterization, pictures: Tensor, names: Sequence[str], weights: Regularisers, jitter: int,
+        starts: Tensor | None,
+    ) -> None:  # fmt: skip
+        shape = tuple(parameterization(parameterization.start(0)[None]).shape[1:])
+        if pictures.dim() != 4 or tuple(pictures.shape[1:]) != shape or not len(pictures):
+            raise FvlightError(f"pictures of shape {tuple(pictures.shape)}: (pictures, {', '.join(map(str, shape))})")
+        if len(names) != len(pictures):
+            raise FvlightError(f"{len(names)} names for {len(pictures)} pictures: give one for each")
+        for name in ("lp", "tv"):
+            if not getattr(weights, name) >= 0:
+                raise FvlightError(f"{name}={getattr(weights, name)}: the weight of a prior must not be negative")
+        if not 0 <= jitter < min(shape[-2:]):
+            raise FvlightError(f"jitter={jitter}: 0, or pixels below the image's size of {shape[-2]} x {shape[-1]}")
+        wanted = (len(pictures), *parameterization.shape)
+        if starts is not None and tuple(starts.shape) != wanted:
+            raise FvlightError(f"starts of shape {tuple(starts.shape)}: parameters of shape {wanted} are needed")
+
+    def address(self, problem: int) -> tuple[str]:
+        """The picture of a problem."""
+        return (self.names[problem],)
+
+    def start(self, rows: Tensor) -> Tensor:
+        if self.starts is not None:
+            return self.starts[rows]
+        return torch.stack(
+            [self.parameterization.start(seed_of(self.seed, "reconstruction", row)) for row in rows.tolist()]
+        )
+
+    def run_block(self) -> None:
+        self._taken = self.steps
+        super().run_block()
+
+    def evaluate(self, raw: Tensor, rows: Tensor, dtype: torch.dtype | None) -> Evaluation:
+        """Score (b,) and figures (b, 2): score, relative error."""
+        images = self.parameterization(raw)
+        target, energy = self._target(rows, raw)
+        values = self.readout(self._jittered(images, rows), dtype=dtype)
+        error = (values - target).flatten(1).square().sum(1) / energy  # type: ignore[operator]
+        levels = self._levels.of(images)
+        penalty = self._lp_weight * self._lp(levels) + self._tv_weight * self._tv(levels)
+        return Evaluation(penalty - error, torch.stack([penalty - error, error.sqrt()], 1))
+
+    def _target(self, rows: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Phi(x0) of the problems and its squared length (b,); kept as long as these are in the batch."""
+        known = self._aim
+        if known is None or not torch.equal(known[0], rows) or known[1].device != like.device:
+            with torch.no_grad():
+                values = self.readout(self.pictures[rows].to(like))
+            energy = values.flatten(1).square().sum(1)  # type: ignore[union-attr]
+            if (silent := (~(energy > 0)).nonzero()).numel():
+                name = self.names[int(rows[int(silent[0])])]
+                raise FvlightError(f"{name}: layer {self.layer!r} is silent on this picture, nothing can be rebuilt")
+            self._aim = known = rows.clone(), values, energy  # type: ignore[assignment]
+        return known[1], known[2]
+
+    def _jittered(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Each image shifted, differently at each step of its problem."""
+        if not self.jitter or bool(self.polishing[rows].any()):
+            return images
+        j, (height, width) = self.jitter, images.shape[-2:]
+        larger = F.pad(images, (j, j, j, j), mode="replicate")
+        shifted = []
+        for image, row in zip(larger, rows.tolist(), strict=True):
+            generator = torch.Generator().manual_seed(seed_of(self.seed, "jitter", row, int(self._taken[row])))
+            top, left = torch.randint(0, 2 * j + 1, (2,), generator=generator).tolist()
+            shifted.append(image[:, top : top + height, left : left + width])
+        self._taken[rows] += 1
+        return torch.stack(shifted)
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "task": "reconstruction",
+            "network": self.network.name,
+            "weights": self._weights,
+            "layer": self.layer,
+            "parameterization": str(self.parameterization),
+            "pictures": fingerprint({"": self.pictures}),
+            "starts": "" if self.starts is None else fingerprint({"": self.starts}),
+            "regularisers": str(self.regularisers),
+            "jitter": self.jitter,
+            "seed": self.seed,
+        }
+
+    def on_train_end(self) -> None:
+        self.result = self.collect()
+
+    @torch.no_grad()
+    def collect(self) -> ReconstructionResult:
+        """What there is now: a pass over all problems that have begun."""
+        images = torch.zeros_like(self.pictures)
+        errors = torch.full((len(self.pool),), float("nan"), dtype=self.raw.dtype)
+        begun = (self.pool.status != int(Status.WAITING)).nonzero()[:, 0]
+        for rows in begun.split(self.pool.capacity):
+            found = self.parameterization(self.raw.data[rows.to(self.device)])
+            target, energy = self._target(rows, found)
+            difference = (self.readout(found) - target).flatten(1).square().sum(1)  # type: ignore[operator]
+            images[rows], errors[rows] = found.float().cpu(), (difference / energy).sqrt().cpu()
+        space = self.network.input_space
+        pair = space.to_rgb(images), space.to_rgb(self.pictures)
+        alike = [measure(*pair).where(errors.isfinite(), torch.nan) for measure in (psnr, ssim)]
+        status = [Status(int(value)).label for value in self.pool.status]
+        return ReconstructionResult(
+            self.names, self.pictures, images, self.raw.data.cpu(), errors, *alike, self.steps, status, self.layer
+        )
