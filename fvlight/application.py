@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 
 import fvlight
-from fvlight.analysis import cadena2018, gruen2016, reinbold2020
+from fvlight.analysis import cadena2018, gruen2016, gruen2016_reconstruction, reinbold2020
 from fvlight.analysis.claims import Claim
 from fvlight.errors import FvlightError, unknown
 from fvlight.kinds import kind_named, nan_problems
@@ -21,7 +21,9 @@ from fvlight.report import write_report
 from fvlight.results import write_curves, write_images, write_metrics, write_summary
 from fvlight.settings import chosen_layer, number
 
-CLAIMS: dict[str, Callable[..., list[Claim]]] = {**cadena2018.CLAIMS, **reinbold2020.CLAIMS, **gruen2016.CLAIMS}
+CLAIMS: dict[str, Callable[..., list[Claim]]] = {
+    **cadena2018.CLAIMS, **reinbold2020.CLAIMS, **gruen2016.CLAIMS, **gruen2016_reconstruction.CLAIMS,
+}  # fmt: skip
 SIBLINGS = ("realizations", "start", "image")  # settings that may name another run of the experiment
 
 

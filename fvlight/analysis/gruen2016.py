@@ -1,6 +1,6 @@
 """Claims of Gruen et al. 2016 about maps of attribution, and what it leaves open, measured on pictures.
 
-Each measured difference is paired by picture.
+Each measured difference is paired by picture; an interval around 0 decides nothing.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ def _difference(result: MapQuality, one: str, other: str, name: str) -> Estimate
 
 
 def _verdict(found: Sequence[Estimate]) -> bool | None:
-    """Whether all intervals are above 0; undecided where one has no interval."""
-    return None if any(np.isnan(one.low) for one in found) else all(one.low > 0 for one in found)
+    """True where all intervals are above 0, False where one is not above it at all; between these undecided."""
+    if any(one.high <= 0 for one in found):
+        return False
+    return True if all(one.low > 0 for one in found) else None
 
 
 def guided_is_focused(run: str, result: MapQuality) -> Claim | None:

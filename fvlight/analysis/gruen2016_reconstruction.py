@@ -1,4 +1,4 @@
-"""Claims about input reconstruction [Mahendran & Vedaldi 2015; Gruen et al. 2016], measured on the runs of an experiment.
+"""Claims about input reconstruction [Mahendran & Vedaldi 2015; Gruen et al. 2016], measured on an experiment's runs.
 
 Runs are known by their names: that of a layer, in the order of the network, `free_LAYER` without priors, and
 `featurevis_LAYER` with FeatureVis's solver and weights.
@@ -66,8 +66,8 @@ def _falls(layers: Results) -> Claim:
     return Claim(
         "The deeper the layer, the less a reconstruction resembles the picture pixel by pixel",
         f"{PAPER}, Fig. 6",
-        f"rank correlation of depth and SSIM over {len(ranks)} pictures {min(ranks):.2f} to {max(ranks):.2f}; mean SSIM "
-        + means,
+        f"rank correlation of depth and SSIM over {len(ranks)} pictures {min(ranks):.2f} to {max(ranks):.2f}; mean "
+        f"SSIM {means}",
         "every rank correlation <= -0.7",
         max(ranks) <= -0.7 if finite else None,
     )

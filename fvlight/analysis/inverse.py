@@ -41,7 +41,9 @@ class Prediction(NamedTuple):
             zero (vectors).
         gap: (b,) ``1 - s_1 / s_2`` of the two smallest singular values: at 0 the objective is one of many. Both count
             for at least `NOISE`: what has no gradient in several directions has no gap.
-        gradient: (b,) ``|Jᵀ M y|`` over the spectral norm of ``Jᵀ M``: 0 at an optimum.
+        gradient: (b,) of the logarithm of the objective, ``|Jᵀ M y| / <yh, y>``, over the same of the response taken as
+            the objective: 0 at an optimum; by rule ``log`` at most 1, where no objective does better than the response.
+            In inception4c 0.25 to 0.42 of realizations (see `predict`), 0.53 to 0.59 of photographs and noise.
         living: (b, n), the features that the objective can be told of.
     """
 
@@ -178,9 +180,12 @@ def predict(
         vectors[i, :, 0] *= -1 if vectors[i, :, 0] @ response[i] < 0 else 1
         largest = torch.linalg.matrix_norm(inner, 2).sqrt()
         clear = found.values.clamp(min=NOISE * largest)
-        weights = _weights(clear, vectors[i, :, :count].T @ response[i], rule)
+        along = vectors[i, :, :count].T @ response[i]
+        weights = _weights(clear, along, rule)
         objective[i] = vectors[i, :, :count] @ weights
-        gradient[i] = (weights * found.values).norm() / largest
+        # of log f, by the prediction and by the response itself
+        gradient[i] = (weights * found.values).norm() * along.square().sum()
+        gradient[i] /= (along * found.values).norm() * (weights @ along).abs()
         gap[i] = 1 - clear[0] / clear[1] if count > 1 else 1.0
     return Prediction(objective, Spectrum(values, vectors), gap, gradient, mask)
 

@@ -7,6 +7,7 @@ picture's largest unit; what is below zero in a map (`attribution.methods`) come
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -131,8 +132,8 @@ def explainer(
         raise unknown("method of attribution", entry, ENTRIES)
     if entry not in BASELINES:
         method = "occlusion" if entry == GREY else entry
-        forced = {GREY: {"fill": "grey"}, "lrp": {"bound": None}}.get(entry, {})  # errors stand in the table
-        given = {**options, **forced}
+        always: dict[str, dict[str, Any]] = {GREY: {"fill": "grey"}, "lrp": {"bound": None}}  # errors are in the table
+        given = {**options, **always.get(entry, {})}
         return lambda network, images: explain(
             method, network, images, address.layer, address.units, address.position, **given
         )
@@ -160,7 +161,9 @@ def measure(
         return address.values(network, changed)
 
     def display(of: Network, changed: Tensor) -> Tensor:
-        return chosen(of, changed)[1].detach()
+        with warnings.catch_warnings():  # what is said of changed pictures and networks is not about the map
+            warnings.simplefilter("ignore")
+            return chosen(of, changed)[1].detach()
 
     raw, maps = (found.detach() for found in chosen(network, images))
     fill = map_quality.fill_of(images, protocol.fill, space)

@@ -27,6 +27,7 @@ Score = Callable[[Tensor], Tensor]
 FOCUS_SHARE = 0.1  # of the pixels, whose share of the mass is measured
 BLUR = 1 / 20  # standard deviation of the blur over the image's short side
 FILLS = ("blur", "grey")
+LEAST_SPAN = 0.1  # of the unit's value: what the fill must take away for the scale of a curve to mean something
 
 
 # -- deletion and insertion ------------------------------------------------------------------------------------
@@ -39,8 +40,8 @@ class Curve:
     Attributes:
         fractions: (S + 1,) of the pixels, from 0 to 1.
         values: (N, S + 1).
-        area: (N,) under the curve, scaled so that the image has 1 and the fill 0; NaN where the image drives the unit
-            no more than the fill does, or where there is no map.
+        area: (N,) under the curve, scaled so that the image has 1 and the fill 0; NaN where there is no map, or where
+            the fill drives the unit as the image does: to 1 - `LEAST_SPAN` of its value or more.
     """
 
     fractions: Tensor
@@ -75,7 +76,7 @@ def insertion(score: Score, images: Tensor, maps: Tensor, fill: Tensor, steps: i
 
 def _curve(fractions: Tensor, values: Tensor, image: Tensor, fill: Tensor, maps: Tensor) -> Curve:
     span = image - fill
-    scaled = (values - fill[:, None]) / span.where(span > 0, torch.nan)[:, None]
+    scaled = (values - fill[:, None]) / span.where(span > LEAST_SPAN * image.abs(), torch.nan)[:, None]
     area = torch.trapezoid(scaled, fractions.to(scaled))
     return Curve(fractions, values, area.where(maps.isfinite().flatten(1).all(1), torch.nan))
 

@@ -30,12 +30,12 @@ Composite = Mapping[str, Rule | None]
 
 
 def lrp_0() -> Composite:
-    """LRP-0 everywhere: gradient times input on networks without biases."""
+    """LRP-0 everywhere: gradient × input on networks of affine operations, ReLUs and max pooling."""
     return epsilon(0.0)
 
 
 def epsilon(epsilon: float = 1e-6) -> Composite:
-    """LRP-epsilon everywhere, for sums as well. Relevance grows without bounds in deep networks."""
+    """LRP-epsilon everywhere, for sums as well: near gradient × input where epsilon is small."""
     return dict.fromkeys(("conv", "linear", "norm", "pool", "sum"), Epsilon(epsilon))
 
 

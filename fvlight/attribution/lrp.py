@@ -34,8 +34,8 @@ from fvlight.errors import FvlightError
 from fvlight.network import Network
 
 BOUND = 0.05
-# Where z is near 0 and its parts are not, relevance grows: with LRP-0 on a ResNet-56 to 1e31 times the unit's value, of
-# which biases take back all but the value, so that the error says nothing.
+# Where z is near 0 and its parts are not, relevance grows, and biases may take back all but the unit's value: accounts
+# are right, the error is small, and the map's sum has nothing to do with the unit.
 GROWN = 10.0
 
 

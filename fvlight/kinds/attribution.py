@@ -237,15 +237,16 @@ def drive(config: Mapping[str, Any], task: PictureAttribution, run_dir: Path, lo
 
 def settings(task: PictureAttribution, origin: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """See `Kind`."""
-    chosen = {
-        name: ", ".join(f"{key}={value}" for key, value in options.items()) for name, options in task.methods.items()
-    }
+    chosen = [
+        f"{name} ({', '.join(f'{key}={value}' for key, value in options.items())})"
+        for name, options in task.methods.items()
+    ]
     position = config["position"]
     return {
         "images": origin,
         "image_size": list(task.size),
         "position": "mean" if position is None else position,
-        "methods": chosen,
+        "methods": ", ".join(chosen),
     }
 
 

@@ -28,9 +28,14 @@ COLUMNS = ["unit", "order", "rank", "value", "row", "column", "image"]
 class _Save(SaveRegularly):
     """Saves between two batches of pictures as others do between blocks of steps."""
 
-    on_predict_start = SaveRegularly.on_train_start
-    on_predict_batch_end = SaveRegularly.on_train_batch_end
-    on_predict_end = SaveRegularly.on_train_end
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        self.on_train_start(trainer, pl_module)
+
+    def on_predict_batch_end(self, trainer: Any, *_: Any) -> None:
+        self.on_train_batch_end(trainer)
+
+    def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
+        self.on_train_end(trainer, pl_module)
 
 
 def build(config: Mapping[str, Any], network: Network) -> tuple[DatasetExamplesTask, str]:

@@ -107,9 +107,9 @@ def _images(config: Mapping[str, Any], response: Response) -> tuple[list[str], T
     else:
         pictures = {name: read_image(file) for name, file in picture_files(path).items()}
     resize, size = truth(config, "resize"), response.image_shape[1:]
-    fitted = [fitted(name, picture, (size[0], size[1]), resize) for name, picture in pictures.items()]
+    ready = [fitted(name, picture, (size[0], size[1]), resize) for name, picture in pictures.items()]
     space = response.network.input_space
-    return list(pictures), inverse(space.from_rgb(torch.stack(fitted))), None
+    return list(pictures), inverse(space.from_rgb(torch.stack(ready))), None
 
 
 def settings(task: InverseTask, origin: str, config: Mapping[str, Any]) -> dict[str, Any]:

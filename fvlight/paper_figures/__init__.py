@@ -13,6 +13,7 @@ from .cells import draw_averages, draw_phase_curves, draw_phases
 from .galleries import draw_layers, draw_units
 from .inversion import draw_dead_directions, draw_inverted_layer, draw_robustness
 from .populations import draw_against_random, draw_indices, draw_residual, draw_trade_off
+from .reconstruction import draw_reconstruction_depth
 from .v1 import draw_v1_cells
 
 # The figures that belong to a set of claims: of its results and networks, into the folder of a run.
@@ -31,6 +32,7 @@ FIGURES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Network], Path], ob
     "dead_directions": draw_dead_directions,
     "robustness": draw_robustness,
     "attribution_comparison": draw_comparison,
+    "reconstruction_depth": draw_reconstruction_depth,
 }
 
 __all__ = ["FIGURES"]

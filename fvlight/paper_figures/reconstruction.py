@@ -36,9 +36,7 @@ def draw_reconstruction_depth(results: Results, networks: Networks, run_dir: Pat
             _draw_sheet(results, networks, run_dir, f"priors_{layer}.png", columns)
 
 
-def _draw_sheet(
-    results: Results, networks: Networks, run_dir: Path, file: str, columns: Mapping[str, str]
-) -> None:
+def _draw_sheet(results: Results, networks: Networks, run_dir: Path, file: str, columns: Mapping[str, str]) -> None:
     """A row per picture, a column per run; all runs are of the same pictures."""
     first = results[next(iter(columns))]
     rows = []

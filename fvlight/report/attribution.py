@@ -57,7 +57,7 @@ def write_attribution(run_dir: Path, run: RunData) -> list[FigureFile]:
     if not units or not path.exists() or not pictures.exists():
         return []
     with safe_open(path, framework="np") as handle:
-        names = [name for name in run.summary.get("methods") or () if f"shown.{name}" in handle.keys()]  # noqa: SIM118
+        names = [name for name in units[0].get("maps") or () if f"shown.{name}" in handle.keys()]  # noqa: SIM118
         maps = {name: np.asarray(handle.get_slice(f"shown.{name}")[: len(units)]) for name in names}
     with safe_open(pictures, framework="np") as handle:
         shown = np.asarray(handle.get_slice("display")[: len(units)])[:, 0, 0]

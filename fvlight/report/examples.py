@@ -107,7 +107,7 @@ def examples_sheet(
     _, orders, k, channels, height, width = patches.shape
     k = min(k, MAX_EXAMPLES)
     cell = Cell.fit(height, width, PATCH, PATCH, channels)
-    small = Cell.fit(*pictures.shape[-2:], PATCH, PATCH, channels)
+    small = Cell.fit(pictures.shape[-2], pictures.shape[-1], PATCH, PATCH, channels)
     windowed = (height, width) != image_size  # else it sees all
     wide = max(cell.width, small.width if windowed else 0)
     tall = cell.height + VALUE + (small.height + GAP if windowed else 0) + GAP

@@ -32,7 +32,8 @@ HEADINGS = {
 MEANING = (
     "Means over pictures with 95 % bootstrap intervals. Deletion: area under the unit's value while pixels of the "
     "picture give way to the fill, those first to which the map gives most; insertion: while they come back. Both are "
-    "scaled so that the picture has 1 and the fill 0. Relative entropy: of the map's positive part as a distribution "
+    "scaled so that the picture has 1 and the fill 0; pictures whose fill drives the unit nearly as much are left out. "
+    "Relative entropy: of the map's positive part as a distribution "
     "over pixels, over that of a flat map. Share in 10 %: of that part, in the tenth of the pixels that has most. Both "
     "do not mind where these pixels lie: scattered ones count as focused, and boxes' maps are smooth by their making. "
     "Sensitivity: the largest change of the map under small perturbations of the picture, relative to the map. Random "

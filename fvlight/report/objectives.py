@@ -115,10 +115,10 @@ INVERSIONS = UnitTable(
     note=lambda summary: (
         "Largest features: those of the predicted objective, a unit vector, with their weights. Confidence: one minus "
         "the smallest singular value of the gradient's matrix over the second smallest; near 0 another objective "
-        "explains the image as well. Relative gradient: that of the predicted objective by the image, as a "
-        "share of the largest that any objective has there; 0 at an optimum. Dead features: those that no small change "
-        "of the image changes; they can't be inferred and are left out of the search. Angles, where the targets are "
-        "known: between target and prediction, over all features and over the living ones, and between target and "
+        "explains the image as well. Relative gradient: that of the predicted objective's logarithm by the "
+        "image, as a share of the same of the feature response, taken as the objective: 0 at an optimum. Dead "
+        "features: those that no small change of the image changes; they can't be inferred and are left out of the "
+        "search. Angles, where the targets are known: between target and prediction, over all features and over the living ones, and between target and "
         "feature response."
     ),
     remarks=_far,

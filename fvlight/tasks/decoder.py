@@ -43,6 +43,9 @@ class Decoder(nn.Module):
         width: channels at the image's size.
     """
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, channels: int, map_size: Size, image_size: Size, colours: int = 3, width: int = 32) -> None:
         super().__init__()
         self.image_size, vector = image_size, map_size == (1, 1)

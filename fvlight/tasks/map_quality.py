@@ -115,13 +115,14 @@ class MapQualityTask(L.LightningModule):
             warnings.catch_warnings(record=True) as said,
         ):  # fmt: skip
             warnings.simplefilter("always")
-            found = self._measure(name, first, options)
-        notes = list(dict.fromkeys(f"{name}: {warning.message}" for warning in said))
+            found, lost = self._measure(name, first, options)
+        texts = dict.fromkeys(str(warning.message).partition(" on ")[0] for warning in said)
+        notes = [f"{name}: {'; '.join(texts) or 'nothing to show'}: no map of {', '.join(lost)}"] if lost else []
         self._write(batch, found, notes)
         self.seconds += time.monotonic() - began
 
-    def _measure(self, name: str, first: int, options: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The tensors of a cell's file."""
+    def _measure(self, name: str, first: int, options: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
+        """The tensors of a cell's file, and the names of the pictures that have no map."""
         numbers = range(first, min(first + self.batch, len(self.names)))
         images = torch.stack([self._picture(number) for number in numbers]).to(self.device)
         with torch.no_grad():
@@ -131,6 +132,8 @@ class MapQualityTask(L.LightningModule):
         found = measure(name, self._here, images, numbers, address, self.protocol, options)
         shown = max(0, min(SHOWN - first, len(numbers)))
         predicted = chosen_units(answers, None, self.place).cpu()
+        known = found.maps.isfinite().flatten(1).all(1).tolist()
+        lost = [self.names[number] for number, there in zip(numbers, known, strict=True) if not there]
         return {
             **{f"measures.{key}": value for key, value in found.measures.items()},
             "cascade": found.cascade,
@@ -138,7 +141,7 @@ class MapQualityTask(L.LightningModule):
             "values": address.values(self._here, images).double().cpu(),
             "correct": self._correct(numbers, predicted, answers.shape[1]),
             "maps": found.maps[:shown].float().cpu(),
-        }
+        }, lost
 
     def _picture(self, number: int) -> Tensor:
         image = self.pictures[number][1]

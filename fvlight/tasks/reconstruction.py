@@ -103,9 +103,9 @@ class ReconstructionTask(ProblemTask):
 
     def __init__(
         self, network: Network, layer: str, parameterization: Parameterization, pictures: Tensor,
-        names: Sequence[str], *, regularisers: Regularisers | None = None, jitter: int = 0, starts: Tensor | None = None,
-        seed: int = 0, adam: Adam | Momentum | None = None, patience: Patience | None = None,
-        polish: LBFGS | None = None, at_once: int = 16, inner_steps: int = 25,
+        names: Sequence[str], *, regularisers: Regularisers | None = None, jitter: int = 0,
+        starts: Tensor | None = None, seed: int = 0, adam: Adam | Momentum | None = None,
+        patience: Patience | None = None, polish: LBFGS | None = None, at_once: int = 16, inner_steps: int = 25,
     ) -> None:  # fmt: skip
         weights = regularisers or Regularisers()
         self._check(parameterization, pictures, names, weights, jitter, starts)
@@ -170,21 +170,21 @@ class ReconstructionTask(ProblemTask):
         values = self.readout(self._jittered(images, rows), dtype=dtype)
         error = (values - target).flatten(1).square().sum(1) / energy  # type: ignore[operator]
         levels = self._levels.of(images)
-        penalty = self._lp_weight * self._lp(levels) + self._tv_weight * self._tv(levels)
-        return Evaluation(penalty - error, torch.stack([penalty - error, error.sqrt()], 1))
+        score = self._lp_weight * self._lp(levels) + self._tv_weight * self._tv(levels) - error
+        return Evaluation(score, torch.stack([score, error.sqrt()], 1))
 
     def _target(self, rows: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Phi(x0) of the problems and its squared length (b,); kept as long as these are in the batch."""
-        known = self._aim
-        if known is None or not torch.equal(known[0], rows) or known[1].device != like.device:
-            with torch.no_grad():
-                values = self.readout(self.pictures[rows].to(like))
-            energy = values.flatten(1).square().sum(1)  # type: ignore[union-attr]
-            if (silent := (~(energy > 0)).nonzero()).numel():
-                name = self.names[int(rows[int(silent[0])])]
-                raise FvlightError(f"{name}: layer {self.layer!r} is silent on this picture, nothing can be rebuilt")
-            self._aim = known = rows.clone(), values, energy  # type: ignore[assignment]
-        return known[1], known[2]
+        if self._aim is not None and torch.equal(self._aim[0], rows) and self._aim[1].device == like.device:
+            return self._aim[1:]
+        with torch.no_grad():
+            values: Any = self.readout(self.pictures[rows].to(like))
+        energy: Tensor = values.flatten(1).square().sum(1)
+        if (silent := (~(energy > 0)).nonzero()).numel():
+            name = self.names[int(rows[int(silent[0])])]
+            raise FvlightError(f"{name}: layer {self.layer!r} is silent on this picture, nothing can be rebuilt")
+        self._aim = rows.clone(), values, energy
+        return values, energy
 
     def _jittered(self, images: Tensor, rows: Tensor) -> Tensor:
         """Each image shifted, differently at each step of its problem."""
@@ -230,8 +230,17 @@ class ReconstructionTask(ProblemTask):
             images[rows], errors[rows] = found.float().cpu(), (difference / energy).sqrt().cpu()
         space = self.network.input_space
         pair = space.to_rgb(images), space.to_rgb(self.pictures)
-        alike = [measure(*pair).where(errors.isfinite(), torch.nan) for measure in (psnr, ssim)]
+        decibels, alike = (measure(*pair).where(errors.isfinite(), torch.nan) for measure in (psnr, ssim))
         status = [Status(int(value)).label for value in self.pool.status]
         return ReconstructionResult(
-            self.names, self.pictures, images, self.raw.data.cpu(), errors, *alike, self.steps, status, self.layer
+            self.names,
+            self.pictures,
+            images,
+            self.raw.data.cpu(),
+            errors,
+            decibels,
+            alike,
+            self.steps,
+            status,
+            self.layer,
         )

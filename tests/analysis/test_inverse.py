@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fvlight import FvlightError, Network, Readout
 from fvlight.aggregation import Aggregation
 from fvlight.analysis.inverse import (
+    RULES,
     angles,
     average,
     contributions,
@@ -122,7 +123,11 @@ def test_the_target_of_an_exact_optimum_comes_back(responses: Tensor, targets: T
     rows = optimal(responses, targets, power)
     found = predict(gram(rows), responses, power)
     assert float(angles(found.objective, targets).max()) < 1e-5
-    assert float(found.gradient.max()) < 1e-7  # a square root of rounding
+    product = scaling(responses, power) @ rows
+    unit = torch.linalg.matrix_norm(product, 2) / (torch.nn.functional.normalize(responses)[:, None] @ product)[
+        :, 0
+    ].norm(dim=-1)
+    assert float((found.gradient / unit).max()) < 1e-7  # of the largest singular value: a square root of rounding
     assert float(found.gap.min()) > 1 - 1e-6
     assert bool(found.living.all())
     assert float(angles(found.objective, found.spectrum.vectors[..., 0], unsigned=True).max()) < 1e-10
@@ -152,9 +157,7 @@ def test_rule_log_minimises_the_gradient_of_the_logarithm(responses: Tensor, pow
     for seed in range(20):
         assert bool((gradient(found.objective + 1e-3 * random(B, N, seed=seed)) > least).all())
     assert bool((gradient(predict(gram(rows), responses, power, rule="smallest").objective.abs()) > least).all())
-    scaled = (found.objective[:, None] @ scaling(responses, power) @ rows)[:, 0].norm(dim=-1)
-    spectral = torch.linalg.matrix_norm(scaling(responses, power) @ rows, 2)
-    assert relative_error(found.gradient, scaled / spectral) < 1e-10
+    assert relative_error(found.gradient, least / gradient(responses)) < 1e-10
 
 
 def test_unknown_rule(responses: Tensor) -> None:
@@ -162,14 +165,18 @@ def test_unknown_rule(responses: Tensor) -> None:
         predict(torch.eye(N).expand(B, N, N), responses, 2, rule="smallet")
 
 
-def test_gradient_norm_and_gap_are_those_of_the_rows(responses: Tensor) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_gradient_norm_and_gap_are_those_of_the_rows(responses: Tensor, rule: str) -> None:
     rows = random(B, N, D, seed=3)
-    found = predict(gram(rows), responses, 2, rule="smallest")
+    found = predict(gram(rows), responses, 2, rule=rule)
     scaled = scaling(responses, 2) @ rows
-    gradients = (found.objective[:, None] @ scaled)[:, 0].norm(dim=-1)
+
+    def of_logarithm(y: Tensor) -> Tensor:
+        return (y[:, None] @ scaled)[:, 0].norm(dim=-1) / (y * responses).sum(-1)
+
+    assert relative_error(found.gradient, of_logarithm(found.objective) / of_logarithm(responses)) < 1e-10
+    assert rule == "smallest" or float(found.gradient.max()) < 1
     values = torch.linalg.svdvals(scaled)
-    assert relative_error(found.gradient, gradients / values[:, 0]) < 1e-10
-    assert relative_error(found.gradient, values[:, -1] / values[:, 0]) < 1e-10
     assert relative_error(found.gap, 1 - values[:, -1] / values[:, -2]) < 1e-10
 
 

@@ -138,12 +138,14 @@ def test_rows_of_curves_do_not_mix(linear: Linear) -> None:
     assert (together.area == torch.cat([curve.area for curve in alone])).all()
 
 
-def test_an_image_that_drives_no_more_than_its_fill_has_no_area(linear: Linear) -> None:
-    fill = linear.fill.clone()
-    fill[1] = linear.images[1]
+def test_an_image_that_drives_no_more_than_its_fill_has_no_area() -> None:
+    def mean(images: Tensor) -> Tensor:
+        return images.mean((1, 2, 3))
+
+    images, maps = torch.ones(4, 1, *SIZE).double(), torch.ones(4, *SIZE)
+    fill = torch.tensor([0.5, 0.89, 0.91, 1.2]).double().reshape(4, 1, 1, 1).expand_as(images)
     for measure in (deletion, insertion):
-        area = measure(linear.score, linear.images, linear.maps, fill, 4).area
-        assert area.isnan().tolist() == [False, True, False]
+        assert measure(mean, images, maps, fill, 6).area.isnan().tolist() == [False, False, True, True]
 
 
 @pytest.mark.parametrize(

@@ -293,7 +293,7 @@ def test_crops_give_what_whole_masked_images_give(
         found = MaskedImage(runs, image, (box, box + 3), cut)(tops, lefts, shown)
         expected = module(masked) if layer is None else full_map(module, layer, masked)
     assert relative_error(found, expected) < 1e-11
-    assert relative_error(found[1:], found[:1].expand_as(found[1:])) > 1e-4, "the boxes make a difference"
+    assert relative_error(found[1:], found[:1].expand_as(found[1:])) > 1e-7, "the boxes make a difference"
 
 
 class Borders(nn.Module):

@@ -159,6 +159,22 @@ def test_grey_and_broken_pictures_are_told(capsys: pytest.CaptureFixture[str]) -
     assert len(table_of(Path("run/metrics.csv"))) == 6
 
 
+def test_pictures_without_a_map_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a unit is silent there is nothing to show; what happens in shuffled networks is not told."""
+    network = build_network({"network": {"name": "cifar_resnet20", "weights": "random", "seed": 0}})
+    with torch.no_grad():
+        network.module.layer1[-1].bn2.bias.fill_(-100)  # type: ignore[index,union-attr,operator]
+        network.module.layer1[-1].bn2.bias[3] = 5  # type: ignore[index,union-attr]
+    monkeypatch.setattr("fvlight.application.build_network", lambda config: network)
+    assert cli.main([*SHORT, "method=[gradient,random]", "pictures=2", "unit=3", "hydra.run.dir=alive"]) == 0
+    assert summary_of("alive")["warnings"] == []
+    assert cli.main([*SHORT, "method=[gradient,random]", "pictures=2", "unit=0", "hydra.run.dir=silent"]) == 0
+    (text,) = summary_of("silent")["warnings"]
+    assert text.startswith("gradient: the unit of layer 'layer1' is silent")
+    assert text.endswith("no map of 0.png, 2.png")
+    assert [row["share"] for row in table_of(Path("silent/metrics.csv"))[:2]] == ["", ""]
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [

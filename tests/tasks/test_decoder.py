@@ -108,6 +108,20 @@ def test_crops_are_slices_and_each_epoch_has_its_own() -> None:
     assert set(Places([4], (4, 6), seed=0, augment=False)) == {(4, 2, 3, False)}
 
 
+def test_lightning_tells_the_sampler_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[int, list[Any]]] = []
+    draw = Places.__iter__
+
+    def iterate(self: Places) -> Any:
+        taken.append((self.epoch, list(draw(self))))
+        return iter(taken[-1][1])
+
+    monkeypatch.setattr(Places, "__iter__", iterate)
+    fit(task_of(strided(), pictures(8, 20), epochs=3, augment=True))
+    assert [epoch for epoch, _ in taken] == [0, 1, 2]
+    assert taken[0][1] != taken[1][1] != taken[2][1]
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.7])
 def test_losses_are_those_by_hand(weight: float) -> None:
     task = task_of(strided(), pictures(10), feature_weight=weight)

@@ -1,0 +1,78 @@
+"""scripts/benchmark_attribution.py: its ways give the same map, its figures fit each other."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from fvlight.attribution.occlusion import occlusion
+from fvlight.zoo import load_network
+from tests.helpers import relative_error
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    specification = importlib.util.spec_from_file_location(
+        "benchmark_attribution", SCRIPTS / "benchmark_attribution.py"
+    )
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "benchmark_attribution", module)
+    specification.loader.exec_module(module)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: True)  # for the whole process: not in a test
+    yield module
+    torch.set_num_threads(threads)
+
+
+def test_all_ways_give_the_same_map(script: ModuleType) -> None:
+    network = load_network(script.NETWORK, "random")
+    network.module.double().eval()
+    image = network.input_space.from_rgb(torch.rand(3, 29, 32, generator=torch.Generator().manual_seed(0)).double())[
+        None
+    ]
+    with torch.no_grad():
+        expected = occlusion(network, image, unit=7, sizes=(20, 7), fill="grey")[0]
+        assert relative_error(script.by_a_plain_loop(network, image, (20, 7), 7)(), expected) > 1e-3
+        # 29 - 20 = 9 and 32 - 20 = 12 are multiples of 3: the plain loop, as captum, lets the last box stand out
+        expected = occlusion(network, image, unit=7, sizes=(20, 3), fill="grey")[0]
+        assert relative_error(script.by_a_plain_loop(network, image, (20, 3), 7)(), expected) < 1e-6
+        before = network.module(image)[0, 7]
+        drops = before - network.module(script.masked(network, image, (20, 3)))[:, 7]
+    assert drops.shape == (4 * 5,)
+    assert relative_error(drops[:1] * torch.ones(2, 2).double(), expected[:1, :1].expand(2, 2)) < 1e-9
+
+
+def test_figures_in_the_tables_and_in_the_file(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "captum.attr", None)  # as where it is not installed
+    path = tmp_path / "figures.json"
+    given = "--weights random --size 48 --boxes 24 24 --rounds 1 --threads 1 --json"
+    script.main([*given.split(), str(path)])
+    figures = json.loads(path.read_text())
+    printed = capsys.readouterr().out
+    assert [result["dtype"] for result in figures["bare"]] == ["float32", "bfloat16"]
+    assert all(result["boxes"] == 4 for result in figures["bare"])
+    for result in figures["bare"]:
+        assert result["ratio"]["bare"] == 1
+        assert result["ratio"]["whole"] == pytest.approx(result["seconds"]["whole"] / result["seconds"]["bare"])
+    captum = figures["captum"]
+    assert captum["reference"] == "plain loop"
+    assert captum["ratio"]["bfloat16, grey"] == pytest.approx(
+        captum["seconds"]["plain loop"] / captum["seconds"]["bfloat16, grey"]
+    )
+    assert "a plain loop with the same work stands in" in printed
+    assert f"{captum['ratio']['bfloat16, grey']:8.2f}" in printed
+    assert captum["difference"]["float32, grey"] < 1e-4
+    assert 1e-6 < captum["difference"]["bfloat16, grey"] < 0.5
