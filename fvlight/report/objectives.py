@@ -118,8 +118,8 @@ INVERSIONS = UnitTable(
         "explains the image as well. Relative gradient: that of the predicted objective's logarithm by the "
         "image, as a share of the same of the feature response, taken as the objective: 0 at an optimum. Dead "
         "features: those that no small change of the image changes; they can't be inferred and are left out of the "
-        "search. Angles, where the targets are known: between target and prediction, over all features and over the living ones, and between target and "
-        "feature response."
+        "search. Angles, where the targets are known: between target and prediction, over all features and over the "
+        "living ones, and between target and feature response."
     ),
     remarks=_far,
 )
