@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +66,20 @@ def conversion(file: Path) -> str:
     if transparent:
         return "with transparency, which was dropped"
     return {"RGB": "", "CMYK": "in CMYK", "P": ""}.get(mode, "greyscale")
+
+
+def converted(files: Iterable[Path]) -> list[str]:
+    """Which pictures are no RGB, said once for each way in which they are not."""
+    ways: dict[str, list[str]] = {}
+    for file in files:
+        if way := conversion(file):
+            ways.setdefault(way, []).append(file.name)
+    return [f"{len(names)} pictures are {way}: {', '.join(names[:4])}; taken as RGB" for way, names in ways.items()]
+
+
+def left_out(unread: Sequence[str]) -> list[str]:
+    """What is wrong with files, for the warnings of a run."""
+    return [f"left out: {text}" for text in unread]
 
 
 class Batch(NamedTuple):

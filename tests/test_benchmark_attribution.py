@@ -38,17 +38,17 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 def test_all_ways_give_the_same_map(script: ModuleType) -> None:
     network = load_network(script.NETWORK, "random")
     network.module.double().eval()
-    image = network.input_space.from_rgb(torch.rand(3, 29, 32, generator=torch.Generator().manual_seed(0)).double())[
+    image = network.input_space.from_rgb(torch.rand(3, 41, 44, generator=torch.Generator().manual_seed(0)).double())[
         None
     ]
     with torch.no_grad():
-        expected = occlusion(network, image, unit=7, sizes=(20, 7), fill="grey")[0]
-        assert relative_error(script.by_a_plain_loop(network, image, (20, 7), 7)(), expected) > 1e-3
-        # 29 - 20 = 9 and 32 - 20 = 12 are multiples of 3: the plain loop, as captum, lets the last box stand out
-        expected = occlusion(network, image, unit=7, sizes=(20, 3), fill="grey")[0]
-        assert relative_error(script.by_a_plain_loop(network, image, (20, 3), 7)(), expected) < 1e-6
+        expected = occlusion(network, image, unit=7, sizes=(32, 7), fill="grey")[0]
+        assert relative_error(script.by_a_plain_loop(network, image, (32, 7), 7)(), expected) > 1e-3
+        # 41 - 32 = 9 and 44 - 32 = 12 are multiples of 3: the plain loop, as captum, lets the last box stand out
+        expected = occlusion(network, image, unit=7, sizes=(32, 3), fill="grey")[0]
+        assert relative_error(script.by_a_plain_loop(network, image, (32, 3), 7)(), expected) < 1e-6
         before = network.module(image)[0, 7]
-        drops = before - network.module(script.masked(network, image, (20, 3)))[:, 7]
+        drops = before - network.module(script.masked(network, image, (32, 3)))[:, 7]
     assert drops.shape == (4 * 5,)
     assert relative_error(drops[:1] * torch.ones(2, 2).double(), expected[:1, :1].expand(2, 2)) < 1e-9
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader, Subset
 
 from fvlight.analysis.diverse import finite
 from fvlight.analysis.map_quality import focus
-from fvlight.attribution.methods import METHODS, method_named
+from fvlight.attribution.methods import METHODS
 from fvlight.errors import FvlightError
+from fvlight.kinds.explained import explained_layer, explained_unit, method_options
 from fvlight.kinds.responses import image_size
 from fvlight.network import Network
-from fvlight.pictures import Pictures, collate, conversion, picture_files
+from fvlight.pictures import Pictures, collate, converted, left_out, picture_files
 from fvlight.results import write_tensors
 from fvlight.settings import number, parse_position
 from fvlight.tasks.attribution import Attribution, AttributionTask, MapWriter, read_parts
@@ -30,7 +31,6 @@ from fvlight.training.drive import drive as go_through
 MEASURES = ("sum", "entropy", "share_of_top_tenth", "error", "absorbed_by_bias")
 COLUMNS = ["picture", "unit", "value", "method", *MEASURES]
 PARTS, MAPS = "maps", "maps.safetensors"
-OUTPUT = "output"  # in place of a layer
 Size = tuple[int, int]
 
 
@@ -137,7 +137,7 @@ class PictureAttribution(AttributionTask):
         maps = {name: whole[f"maps.{name}"] for name in self.methods}
         left = len(every) - len(names) - len(self.unread)
         shown = {name: METHODS[name].display(raw) for name, raw in maps.items()}
-        said = [*_converted(self.files[name] for name in names), *_left_out(self.unread), *self._silent(names, maps)]
+        said = [*converted(self.files[name] for name in names), *left_out(self.unread), *self._silent(names, maps)]
         accounts = {name.removeprefix("lrp."): whole[name] for name in whole if name.startswith("lrp.")}
         rows, images, units, values = (whole[name] for name in ("rows", "images", "units", "values"))
         return AttributionResult(names, rows, images, units, values, maps, shown, accounts, said, left == 0)
@@ -174,43 +174,10 @@ def build(config: Mapping[str, Any], network: Network) -> tuple[PictureAttributi
         raise FvlightError(f"batch={batch}: at least 1 picture at once")
     task = PictureAttribution(
         files, image_size(config, network), batch, number(config, "workers", int), network=network,
-        methods={name: _options(config, name) for name in methods}, layer=_layer(config, network),
-        unit=_unit(config), position=parse_position(config["position"]),
+        methods={name: method_options(config, name) for name in methods}, layer=explained_layer(config, network),
+        unit=explained_unit(config), position=parse_position(config["position"]),
     )  # fmt: skip
     return task, f"image={config['image']}"
-
-
-def _layer(config: Mapping[str, Any], network: Network) -> str | None:
-    name = str(config["layer"])
-    return None if name == OUTPUT and OUTPUT not in network.layers else name
-
-
-def _unit(config: Mapping[str, Any]) -> int | None:
-    given = config["unit"]
-    if given == "largest":
-        return None
-    if not isinstance(given, int) or isinstance(given, bool):
-        raise FvlightError(f"unit={given}: the number of one unit, or largest, the largest of each picture")
-    return given
-
-
-def _options(config: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """The arguments of one method."""
-    if method in ("gradient", "deconvnet", "guided"):
-        return {"start": config["start"]}
-    if method == "occlusion":
-        given = config["occlusion"]
-        fill = given["fill"]
-        return {
-            "sizes": [tuple(box) for box in given["sizes"]],
-            "fill": tuple(fill) if isinstance(fill, Sequence) and not isinstance(fill, str) else fill,
-            "draws": number(given, "draws", int, "occlusion."),
-            "seed": number(config, "seed", int),
-        }
-    if method == "lrp":
-        return {"composite": config["lrp"]["composite"], "bound": number(config["lrp"], "bound", float, "lrp.")}
-    method_named(method)  # raises
-    return {}
 
 
 def drive(config: Mapping[str, Any], task: PictureAttribution, run_dir: Path, logger: Any) -> Driven:
@@ -273,16 +240,3 @@ def describe(config: Mapping[str, Any], task: Any, result: AttributionResult, de
 def problems(result: AttributionResult) -> list[tuple[str, str]]:
     """See `Kind`: a picture without a map is named in the warnings."""
     return [(name, "converged") for name in result.names]
-
-
-def _converted(files: Iterable[Path]) -> list[str]:
-    """Which pictures are no RGB, said once for each way in which they are not."""
-    ways: dict[str, list[str]] = {}
-    for file in files:
-        if way := conversion(file):
-            ways.setdefault(way, []).append(file.name)
-    return [f"{len(names)} pictures are {way}: {', '.join(names[:4])}; taken as RGB" for way, names in ways.items()]
-
-
-def _left_out(unread: Sequence[str]) -> list[str]:
-    return [f"left out: {text}" for text in unread]

@@ -12,10 +12,10 @@ from torch import Tensor
 from fvlight.analysis.diverse import finite
 from fvlight.analysis.map_comparison import BASELINES, GREY, MEASURES, MapQuality, Protocol
 from fvlight.errors import FvlightError
-from fvlight.kinds import attribution
+from fvlight.kinds.explained import explained_layer, explained_unit, method_options
 from fvlight.kinds.responses import image_size
 from fvlight.network import Network
-from fvlight.pictures import Pictures, picture_files
+from fvlight.pictures import Pictures, converted, left_out, picture_files
 from fvlight.settings import even_sample, number, parse_position
 from fvlight.tasks.map_quality import SHOWN, MapQualityTask
 from fvlight.training.drive import Driven, predict
@@ -46,10 +46,10 @@ def build(config: Mapping[str, Any], network: Network) -> tuple[MapQualityTask, 
     task = MapQualityTask(
         network, Pictures([every[name] for name in names], space, size), names,
         {name: options_of(config, name) for name in listed}, protocol_of(config),
-        layer=attribution._layer(config, network), unit=attribution._unit(config),
+        layer=explained_layer(config, network), unit=explained_unit(config),
         position=parse_position(config["position"]), batch=batch,
     )  # fmt: skip
-    task.warnings = [*attribution._converted(every[name] for name in names), *attribution._left_out([*unread.values()])]
+    task.warnings = [*converted(every[name] for name in names), *left_out([*unread.values()])]
     return task, f"{len(names)} of {len(every)} in {config['images']}"
 
 
@@ -60,8 +60,8 @@ def options_of(config: Mapping[str, Any], entry: str) -> dict[str, Any]:
     if entry == "lrp":
         return {"composite": config["lrp"]["composite"], "bound": None}
     if entry == GREY:
-        return {**attribution._options(config, "occlusion"), "fill": "grey", "draws": 1}
-    return attribution._options(config, entry)
+        return {**method_options(config, "occlusion"), "fill": "grey", "draws": 1}
+    return method_options(config, entry)
 
 
 def protocol_of(config: Mapping[str, Any]) -> Protocol:

@@ -172,8 +172,9 @@ def result(measures: dict[str, list[list[float]]], entries: list[str], correct: 
     every |= {name: torch.tensor(values).double() for name, values in measures.items()}
     nothing = torch.zeros(count)
     return MapQuality(
-        "net", "layer", [f"{n}.png" for n in range(count)], entries, nothing.long(), nothing, torch.tensor(correct).double(),
-        every, torch.zeros(len(entries), 1, count), torch.zeros(1, 3, 2, 2), torch.zeros(len(entries), 1, 2, 2),
+        "net", "layer", [f"{n}.png" for n in range(count)], entries, nothing.long(), nothing,
+        torch.tensor(correct).double(), every, torch.zeros(len(entries), 1, count),
+        torch.zeros(1, 3, 2, 2), torch.zeros(len(entries), 1, 2, 2),
     )  # fmt: skip
 
 
