@@ -60,7 +60,7 @@ class MaskedRuns:
         except Unsupported:
             weights = next((p for p in network.module.parameters() if p.is_floating_point()), None)
             if weights is not None and weights.dtype != dtype:
-                narrow = copy.deepcopy(network.module).to(dtype=dtype, memory_format=torch.channels_last)
+                narrow = copy.deepcopy(network.module).to(dtype).to(memory_format=torch.channels_last)
                 self.network = replace(network, module=narrow)
             return
         require_weights(network, graph, layer or "output", self.target)

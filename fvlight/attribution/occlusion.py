@@ -198,7 +198,7 @@ def _several(sizes: Sequence[Sequence[int]] | Sequence[int]) -> list[Sequence[in
     listed = list(sizes)
     if not listed:
         raise FvlightError("sizes=[]: give at least one (size, stride)")
-    return [listed] if isinstance(listed[0], int) else listed  # type: ignore[list-item]
+    return [listed] if isinstance(listed[0], int | float) else listed  # type: ignore[list-item, return-value]
 
 
 def _boxes(size: Sequence[int], shape: Pair) -> Boxes:

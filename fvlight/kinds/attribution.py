@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -22,9 +23,10 @@ from fvlight.kinds.explained import explained_layer, explained_unit, method_opti
 from fvlight.kinds.responses import image_size
 from fvlight.network import Network
 from fvlight.pictures import Pictures, collate, converted, left_out, picture_files
-from fvlight.results import write_tensors
+from fvlight.results import write_atomically, write_tensors
 from fvlight.settings import number, parse_position
 from fvlight.tasks.attribution import Attribution, AttributionTask, MapWriter, read_parts
+from fvlight.tasks.base import fingerprint, require_same
 from fvlight.training.drive import Driven
 from fvlight.training.drive import drive as go_through
 
@@ -122,6 +124,14 @@ class PictureAttribution(AttributionTask):
         self.done += len(unread) + (0 if found is None else len(found.rows))
         return result
 
+    def identity(self) -> dict[str, Any]:
+        """What makes these the same maps: compared when a run is gone on with."""
+        return {
+            "task": "attribution", "network": self.network.name, "weights": fingerprint(self.network.module),
+            "layer": self.layer, "unit": self.unit, "position": self.place, "image": list(self.files),
+            "image_size": self.size, "methods": self.methods,
+        }  # fmt: skip
+
     def progress(self) -> tuple[float, str]:
         """The share of pictures that is done, and a few words."""
         return self.done / len(self.files), f"{self.done} of {len(self.files)} pictures"
@@ -188,6 +198,7 @@ def drive(config: Mapping[str, Any], task: PictureAttribution, run_dir: Path, lo
     def go(trainer: Any) -> None:
         trainer.predict(task, return_predictions=False)
 
+    _require_identity(run_dir / "checkpoints" / "identity.json", task)
     try:
         driven = go_through(config, run_dir, logger, go, [MapWriter(run_dir / PARTS)])
     finally:  # what there is stays, whatever happened
@@ -200,6 +211,15 @@ def drive(config: Mapping[str, Any], task: PictureAttribution, run_dir: Path, lo
         why = f": {task.unread[0]}" if task.unread else "; it was stopped"
         raise FvlightError(f"none of {len(task.files)} pictures was explained{why}")
     return driven
+
+
+def _require_identity(path: Path, task: PictureAttribution) -> None:
+    """An error where the maps that are in the run's directory are of other units, pictures or methods."""
+    mine = json.loads(json.dumps(task.identity()))
+    if path.is_file():
+        require_same(json.loads(path.read_text(encoding="utf-8")), mine)
+    else:
+        write_atomically(path, lambda part: part.write_text(json.dumps(mine), encoding="utf-8"))
 
 
 def settings(task: PictureAttribution, origin: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def build(config: Mapping[str, Any], network: Network) -> tuple[ReconstructionTa
         starts=_starts(config, network, images, len(pictures), size),
         seed=number(config, "seed", int),
         polish=_polish(config),
-        **solver_settings(config),
+        **_first_stage(config, size),
     )
     return task, str(config["image"])
 
@@ -80,6 +81,14 @@ def _starts(
     return found["raw"]
 
 
+def _first_stage(config: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """Solver settings; a rate that is meant per pixel times the number of pixels."""
+    found, solver = solver_settings(config), config["solver"]
+    if "per_pixel" in solver and truth(solver, "per_pixel", "solver."):
+        found["adam"] = replace(found["adam"], lr=found["adam"].lr * size[0] * size[1])
+    return found
+
+
 def _polish(config: Mapping[str, Any]) -> LBFGS | None:
     """The second stage, to its end."""
     steps = number(config["solver"], "lbfgs_steps", int, "solver.")
@@ -100,7 +109,7 @@ def settings(task: ReconstructionTask, origin: str, config: Mapping[str, Any]) -
         "power_of_lp": task.regularisers.power,
         "total_variation": task.regularisers.tv,
         "jitter": task.jitter,
-        "solver": f"{solver['name']}, rate {solver['lr']:g}; then {solver['lbfgs_steps']} steps of L-BFGS",
+        "solver": f"{solver['name']}, rate {task.adam.lr:g}; then {solver['lbfgs_steps']} steps of L-BFGS",
         "start": "noise" if config["start"] is None else str(config["start"]),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -32,6 +32,7 @@ from fvlight.solvers.lbfgs import State
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 CHECKPOINT_KEY = "fvlight"
+MOST_SHOWN = 60  # characters of a setting in an error
 
 
 class Blocks:
@@ -245,19 +246,9 @@ class ProblemTask(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if CHECKPOINT_KEY not in checkpoint:
-            raise FvlightError("this checkpoint is not one of fvlight's: resume with a run directory of fvlight")
+        state = state_of(checkpoint, self.identity())
         if self.trainer.precision == "64-true":  # Lightning converts the module only after it has loaded its state
             self.raw.data = self.raw.data.double()
-        state = checkpoint[CHECKPOINT_KEY]
-        mine = self.identity()
-        for key, value in mine.items():
-            saved = state["identity"].get(key)
-            if saved != value:
-                raise FvlightError(
-                    f"the checkpoint was made with {key}={saved}, this run has {key}={value}: "
-                    "resume with the settings of the run, or begin a new one"
-                )
         self.pool.status, self.stopping = state["status"], state["stopping"]
         self.history = [] if state["history"] is None else [state["history"]]
         self.seconds = state["seconds"]
@@ -278,6 +269,30 @@ class ProblemTask(L.LightningModule):
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what `extra_state` gave."""
+
+
+def state_of(checkpoint: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a task has put into a checkpoint, under `CHECKPOINT_KEY`.
+
+    Raises:
+        FvlightError: it is no checkpoint of ours, or of another run.
+    """
+    if CHECKPOINT_KEY not in checkpoint:
+        raise FvlightError("this checkpoint is not one of fvlight's: resume with a run directory of fvlight")
+    state: dict[str, Any] = checkpoint[CHECKPOINT_KEY]
+    require_same(state["identity"], identity)
+    return state
+
+
+def require_same(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """An error where what a run left behind was made with other settings than this one's."""
+    for key, value in mine.items():
+        if saved.get(key) != value:
+            long = max(len(str(value)), len(str(saved.get(key)))) > MOST_SHOWN
+            made = f"other {key}" if long else f"{key}={saved.get(key)}, this run has {key}={value}"
+            raise FvlightError(
+                f"the checkpoint was made with {made}: resume with the settings of the run, or begin a new one"
+            )
 
 
 def require_units(units: Sequence[int], readout: Readout, layer: str) -> list[int]:

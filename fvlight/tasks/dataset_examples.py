@@ -23,7 +23,7 @@ from fvlight.maps import LayerMaps, Size
 from fvlight.memory import keep_freed_memory
 from fvlight.pictures import Batch, Pictures, collate, conversion
 from fvlight.readout import Position
-from fvlight.tasks.base import CHECKPOINT_KEY, PRECISIONS, fingerprint
+from fvlight.tasks.base import CHECKPOINT_KEY, PRECISIONS, fingerprint, state_of
 
 PATCH_LIMIT = 4 * 2**30  # bytes of patches that are held at the end of a run
 THUMBNAIL = 112  # pixels of the longer side of the small pictures
@@ -228,16 +228,7 @@ class DatasetExamplesTask(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if CHECKPOINT_KEY not in checkpoint:
-            raise FvlightError("this checkpoint is not one of fvlight's: resume with a run directory of fvlight")
-        state = checkpoint[CHECKPOINT_KEY]
-        for key, value in self.identity().items():
-            saved = state["identity"].get(key)
-            if saved != value:
-                made = "other pictures" if key == "images" else f"{key}={saved}, this run has {key}={value}"
-                raise FvlightError(
-                    f"the checkpoint was made with {made}: resume with the settings of the run, or begin a new one"
-                )
+        state = state_of(checkpoint, self.identity())
         self.ranked = [TopK(*parts) for parts in state["ranked"]]
         for name in ("seen", "seconds", "bad", "nonfinite"):
             setattr(self, name, state[name])

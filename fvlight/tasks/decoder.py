@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 from fvlight.analysis.diverse import finite
 from fvlight.errors import FvlightError
 from fvlight.maps import LayerMaps, Size
-from fvlight.tasks.base import CHECKPOINT_KEY, PRECISIONS, fingerprint, seed_of
+from fvlight.tasks.base import CHECKPOINT_KEY, PRECISIONS, fingerprint, seed_of, state_of
 
 SLOPE = 0.2  # of the leaky ReLU
 WIDEST = 256  # channels
@@ -312,16 +312,7 @@ class DecoderTask(L.LightningModule):
         checkpoint[CHECKPOINT_KEY] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if CHECKPOINT_KEY not in checkpoint:
-            raise FvlightError("this checkpoint is not one of fvlight's: resume with a run directory of fvlight")
-        state = checkpoint[CHECKPOINT_KEY]
-        for key, value in self.identity().items():
-            saved = state["identity"].get(key)
-            if saved != value:
-                made = "other pictures" if key == "images" else f"{key}={saved}, this run has {key}={value}"
-                raise FvlightError(
-                    f"the checkpoint was made with {made}: resume with the settings of the run, or begin a new one"
-                )
+        state = state_of(checkpoint, self.identity())
         self.history = [(int(epoch), *losses) for epoch, *losses in state["history"]]
         self.seconds = state["seconds"]
 

@@ -37,7 +37,7 @@ from fvlight.errors import FvlightError, unknown
 from fvlight.network import Network
 from fvlight.pictures import Pictures
 from fvlight.results import write_atomically
-from fvlight.tasks.base import fingerprint
+from fvlight.tasks.base import fingerprint, require_same
 
 CELLS = "checkpoints"  # so that a directory with cells counts as one that holds a run
 SHOWN = 6  # pictures whose maps are kept for a figure
@@ -191,11 +191,7 @@ class MapQualityTask(L.LightningModule):
         with safe_open(path, framework="pt") as file:
             known = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no mapping)
-        here, there = json.loads(self.identity(cell[0])), json.loads(known["identity"])
-        for key, value in there.items():
-            if here.get(key) != value:
-                what = "other pictures" if key == "pictures" else f"{key}={value}, here it is {here.get(key)}"
-                raise FvlightError(f"'{path}' was made with {what}: resume with the settings of the run, or begin anew")
+        require_same(json.loads(known["identity"]), json.loads(self.identity(cell[0])))
         return tensors, json.loads(known["notes"])
 
     def collect(self) -> MapQuality:

@@ -15,7 +15,6 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
-from fvlight.attribution.masked import MaskedImage, MaskedRuns
 from fvlight.attribution.occlusion import FILLS, _boxes, _filling, occlusion
 from fvlight.errors import FvlightError
 from fvlight.images import read_image
@@ -119,7 +118,7 @@ class Untraceable(nn.Module):
 # --- the whole map ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fill", [*FILLS, (0.9, 0.2, 0.4)])
+@pytest.mark.parametrize(("space", "fill"), [*itertools.product([SPACE, ANALYTIC], FILLS), (SPACE, (0.9, 0.2, 0.4))])
 @pytest.mark.parametrize(
     ("size", "at_once"), [((8, 3), 1), ((7, 5, 12, 4), 7), ((37, 1), None), ((37, 37, 1, 1), None)]
 )
@@ -254,83 +253,13 @@ def test_random_draws_average() -> None:
     expected = occlusion(network, image, sizes=(4, 4), fill="grey")
 
     def error(draws: int) -> float:
-        maps = [occlusion(network, image, sizes=(4, 4), draws=draws, seed=seed) - expected for seed in range(20)]
+        maps = [occlusion(network, image, sizes=(4, 4), draws=draws, seed=seed) - expected for seed in range(40)]
         return float(torch.stack(maps).square().mean().sqrt())
 
     assert error(1) / error(25) == pytest.approx(5, rel=0.25)
 
 
-# --- crops around the boxes -------------------------------------------------------------------------------
-
-CROPPED = [
-    ("vgg19", "features.7", 45, 48, 6), ("squeezenet1_1", "features.12", 97, 111, 16),
-    ("googlenet", "inception3b", 85, 90, 16), ("googlenet", None, 90, 81, 9), ("resnet50", "layer1.1", 65, 70, 6),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "layer", "height", "width", "box"), CROPPED)
-def test_crops_give_what_whole_masked_images_give(
-    name: str, layer: str | None, height: int, width: int, box: int
-) -> None:
-    """For boxes in the corners, at the borders and inside, in images that no stride divides."""
-    module = torchvision_network(name)
-    (image,) = images_of(1, height, width)
-    runs = MaskedRuns(Network(module), layer, image[None], torch.float64)
-    cut = runs.cut((box, box + 3))
-    assert cut is not None, "the point of the test"
-    assert math.prod(window.pixels for window in cut.windows) < 0.6 * height * width
-    tops, lefts = torch.cartesian_prod(
-        torch.tensor([0, 1, height // 2, height - box]), torch.tensor([0, width // 2 + 1, width - box - 3])
-    ).T
-    shown = images_of(len(tops), box, box + 3, seed=1).permute(0, 2, 3, 1)
-    masked = image.repeat(len(tops), 1, 1, 1)
-    for one, top, left, its in zip(masked, tops, lefts, shown, strict=True):
-        one[:, top : top + box, left : left + box + 3] = its.permute(2, 0, 1)
-    with torch.no_grad():
-        found = MaskedImage(runs, image, (box, box + 3), cut)(tops, lefts, shown)
-        expected = module(masked) if layer is None else full_map(module, layer, masked)
-    assert relative_error(found, expected) < 1e-11
-    assert relative_error(found[1:], found[:1].expand_as(found[1:])) > 1e-7, "the boxes make a difference"
-
-
-class Borders(nn.Module):
-    """One operation that treats the image's borders, or places, in its own way, before two convolutions."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        mode = how if how in ("reflect", "circular", "replicate") else "zeros"
-        self.how, self.first = how, nn.Conv2d(3, 8, 3, padding=1, padding_mode=mode)
-        self.middle, self.last = nn.Conv2d(8, 8, 3, stride=2), nn.Conv2d(8, 4, 3, stride=2)
-        self.place = nn.Parameter(torch.randn(8, 64, 64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        if self.how == "slice":
-            x = torch.relu(x[:, :, 2:-3, 1:])
-        elif self.how == "place":
-            x = x + self.place
-        elif self.how == "size":
-            x = x * (x.shape[2] / 7)
-        elif self.how == "flip":
-            x = x.flip(3)
-        elif self.how == "pad":
-            x = nn.functional.pad(x, (3, 1, 2, 0), mode="replicate")
-        elif self.how == "skip":
-            return self.last(self.middle(x) + x[:, :, :31, :31])
-        return self.last(torch.relu(self.middle(torch.relu(x))))
-
-
-@pytest.mark.parametrize(
-    "how", ["zeros", "reflect", "circular", "replicate", "slice", "place", "size", "flip", "pad", "skip"]
-)
-def test_borders_of_all_kinds(how: str) -> None:
-    module = built(lambda: Borders(how))
-    (image,), network = images_of(1, 64, 64), Network(module, image_size=(64, 64))
-    cropped = MaskedRuns(network, None, image[None], torch.float64).cut((9, 12)) is not None
-    assert cropped == (how not in ("reflect", "circular", "replicate"))
-    found = occlusion(network, image[None], None, 1, sizes=(9, 9, 12, 12), fill="grey")
-    expected = slow(lambda x: module(x)[0, 1].mean().detach(), InputSpace(), image, (9, 9, 12, 12), "grey")
-    assert relative_error(found[0], expected) < 1e-11
+# --- number types, other outputs --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TOYS)
@@ -343,9 +272,6 @@ def test_the_network_is_left_alone(name: str) -> None:
         occlusion(network, image, layer if network is module else f"module.{layer}", 0, sizes=(9, 9))
     assert snapshot(module) == before
     assert image.equal(kept)
-
-
-# --- number types, other outputs --------------------------------------------------------------------------
 
 
 def ranks(one: Tensor, other: Tensor) -> float:
@@ -362,17 +288,6 @@ def test_bfloat16_is_near(traced: bool) -> None:
     assert narrow.dtype == torch.float32
     assert ranks(narrow, wide) > 0.98
     assert 1e-5 < relative_error(narrow, wide) < 0.1, "it is bfloat16, and near"
-
-
-def test_logits_are_not_rounded_to_8_bits() -> None:
-    """A last linear layer adds up in float32: an offset of 1000, where bfloat16 has steps of 4, costs nothing."""
-    module = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2))
-    images = images_of(1, 24, 24).float()
-    options = {"unit": 0, "sizes": (8, 4), "fill": "grey", "dtype": torch.bfloat16}
-    before = occlusion(module, images, **options)
-    with torch.no_grad():
-        module[4].bias += 1000
-    assert relative_error(occlusion(module, images, **options), before) < 0.01
 
 
 @pytest.mark.slow

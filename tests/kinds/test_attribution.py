@@ -138,9 +138,18 @@ def test_interrupted_and_gone_on_with(
     assert seen == [[0, 1]]
 
 
+def test_maps_of_another_unit_are_not_taken_for_these(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [*SHORT, "method=gradient", f"image={pictures / '0.png'}"]
+    assert cli.main([*given, "unit=1", "hydra.run.dir=out"]) == 0
+    capsys.readouterr()
+    assert cli.main(["resume=out", "unit=2"]) == 2
+    assert "made with unit=1, this run has unit=2" in capsys.readouterr().err
+
+
 MISTAKES = {
     "no image": ([], "image is not set"),
     "no file": (["image=gone.png"], "No such file"),
+    "no picture": (["image=bad.png"], "cannot read image 'bad.png'"),
     "no method": (["image=0.png", "method=[]"], "at least one method"),
     "unknown method": (["image=0.png", "method=[guide]"], "did you mean 'guided'"),
     "unknown layer": (["image=0.png", "layer=layer2.0.conv3"], "layer2.0.conv"),
@@ -158,6 +167,7 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     some_picture(0).save("0.png")
+    Path("bad.png").write_bytes(b"no picture")
     given, words = MISTAKES[name]
     typed = {text.partition("=")[0] for text in given}
     rest = [text for text in SHORT if text.partition("=")[0] not in typed]
