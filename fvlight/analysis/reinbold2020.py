@@ -61,6 +61,16 @@ def known_angles(results: Results, suffix: str = "", variant: str = "") -> dict[
     return {name: value.where(use, torch.nan) for name, value in values.items()}
 
 
+def told_angles(results: Results) -> Tensor:
+    """Degrees (t,) of the predictions to what can be told of the targets: to all of them without a critical space."""
+    found, chosen = results["invert"], known_angles(results)["predicted"]
+    if found.choice is None or found.choice.space is None:
+        return chosen
+    m = scaling(found.responses, 2)
+    told = projected_angles(found.objectives, found.targets, found.choice.space.basis, m)
+    return told.where(chosen.isfinite(), torch.nan)
+
+
 def similarities(results: Results, networks: Networks, suffix: str = "") -> dict[str, Tensor]:
     """SSIM (t,) of each realization as it was and after it was optimised further, by direction [Sec. 3.2]."""
     before, use = results[f"realize{suffix}"], reached(results, suffix)
@@ -209,8 +219,7 @@ def dead_directions(results: Results, networks: Networks) -> list[Claim]:
                 "less than 1 degree", bool(distances.min() < 1),
             )
         )  # fmt: skip
-    m = scaling(found.responses, 2)
-    told = projected_angles(found.objectives, targets, space.basis, m).where(chosen.isfinite(), torch.nan)
+    told = told_angles(results)
     claims.append(
         Claim(
             "Within the critical space predictions are near to what can be told of the targets", f"{PAPER}, Sec. 3.4",

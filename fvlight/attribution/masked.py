@@ -4,7 +4,7 @@ The first layers see little: a box of 32 × 32 pixels changes 8 × 8 of the 28 �
 and the layers up to there take half of the network's time. They run on a crop around the box that holds all that these
 positions see; the positions are put into the map of the whole image, and the network goes on from there. The result is
 that of the whole masked image (the padding is met where the crop ends with the image). Measured on BVLC GoogLeNet, one
-thread, bfloat16, 224² pixels, boxes of 32: 0.58 of the time of whole masked images.
+thread, bfloat16, 224² pixels, boxes of 32: 0.61 of the time of bare passes of whole masked images.
 """
 
 from __future__ import annotations

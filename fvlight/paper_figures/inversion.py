@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import ArrayLike
+from torch import Tensor
 
-from fvlight.analysis.reinbold2020 import known_angles, similarities, suffixes
+from fvlight.analysis.reinbold2020 import known_angles, similarities, suffixes, told_angles
 from fvlight.network import Network
 from fvlight.report import add_figure
 from fvlight.report.inversion import (
@@ -24,6 +25,9 @@ from fvlight.report.inversion import (
 )
 from fvlight.report.mosaic import figure_png
 
+TOLD_CAPTION = (
+    " Predictions are compared with the part of the targets that lies in the critical space: an image tells no more."
+)
 Results = Mapping[str, Any]
 Networks = Mapping[str, Network]
 
@@ -32,7 +36,7 @@ def draw_inverted_layer(results: Results, networks: Networks, run_dir: Path) -> 
     """Figs. 2 and 3: angles of all targets, what they are made of, and how similar images stay."""
     targets = results["realize"].targets
     names = ["single features" if single else "random targets" for single in (targets.max(1).values == 1).tolist()]
-    _draw_angles(results, run_dir, "", names)
+    _draw_angles(known_angles(results), run_dir, names)
     _draw_contributions(results, run_dir)
     if found := similarities(results, networks):
         figure = ssim_figure({name: values.numpy() for name, values in found.items()})
@@ -40,8 +44,8 @@ def draw_inverted_layer(results: Results, networks: Networks, run_dir: Path) -> 
 
 
 def draw_dead_directions(results: Results, networks: Networks, run_dir: Path) -> None:
-    """The same within the critical space that was chosen."""
-    _draw_angles(results, run_dir, "", None)
+    """The same within the critical space that was chosen: angles to what can be told of the targets."""
+    _draw_angles(known_angles(results) | {"predicted": told_angles(results)}, run_dir, None, TOLD_CAPTION)
     _draw_contributions(results, run_dir)
 
 
@@ -59,11 +63,10 @@ def draw_robustness(results: Results, networks: Networks, run_dir: Path) -> None
         add_figure(run_dir, "features.png", figure_png(sweep_figure(lines)), SWEEP_CAPTION)
 
 
-def _draw_angles(results: Results, run_dir: Path, suffix: str, names: list[str] | None) -> None:
-    found = known_angles(results, suffix)
+def _draw_angles(found: Mapping[str, Tensor], run_dir: Path, names: list[str] | None, caption: str = "") -> None:
     predicted, response, random = (found[name].numpy() for name in ("predicted", "response", "random"))
     figure = angles_figure(predicted, response, random, names)
-    add_figure(run_dir, "angles.png", figure_png(figure), ANGLES_CAPTION + RANDOM_CAPTION)
+    add_figure(run_dir, "angles.png", figure_png(figure), ANGLES_CAPTION + RANDOM_CAPTION + caption)
 
 
 def _draw_contributions(results: Results, run_dir: Path) -> None:

@@ -187,3 +187,25 @@ def test_a_mistake_is_one_line(name: str, done: Path, pictures: Path, capsys: py
     for word in words:
         assert word in errors[0]
     assert not (Path("out") / "summary.json").exists()
+
+
+def test_the_experiment_by_depth_is_of_the_layers_it_names() -> None:
+    """And its two other runs have the weights and the solver that their names promise."""
+    name = "experiment=gruen2016/reconstruction_depth"
+    runs = cli.configurations([name, "image=FOLDER", "pictures=2", "tv=0.1", "solver.lbfgs_steps=7", "layer=conv1"])
+    layers = [run for run in runs if "_" not in run]
+    assert layers[0] == "conv1"
+    assert layers[-1] == "inception5b"
+    module = load_network("googlenet_bvlc", "random", 0).module
+    order = [layer for layer, _ in module.named_modules()]
+    assert sorted(layers, key=order.index) == layers
+    for run, config in runs.items():
+        assert config["layer"] == run.rpartition("_")[2]
+        assert (config["image"], config["pictures"]) == ("FOLDER", 2)
+    free, featurevis = runs["free_inception3b"], runs["featurevis_inception3b"]
+    assert (free["lp"], free["tv"], free["solver"]["lbfgs_steps"]) == (0, 0, 7)
+    assert (featurevis["lp"], featurevis["tv"], featurevis["power"]) == (1, 0.5, 6)
+    solver = featurevis["solver"]
+    assert (solver["name"], solver["lr"], solver["momentum"]) == ("momentum", 1, 0.9)
+    assert (solver["max_steps"], solver["lbfgs_steps"]) == (100, 0)
+    assert runs["conv1"]["tv"] == 0.1
