@@ -94,6 +94,13 @@ class Batch(NamedTuple):
     images: Tensor
 
 
+class Loaded(NamedTuple):
+    """What `collate` gives: the pictures that could be read (None if there is none), and what is wrong with others."""
+
+    batch: Batch | None
+    unread: list[tuple[int, str]]
+
+
 class Pictures(Dataset[tuple[int, Tensor | str]]):
     """Files as input of one size, their middle where the proportions differ.
 
@@ -114,10 +121,11 @@ class Pictures(Dataset[tuple[int, Tensor | str]]):
         return row, self.space.from_rgb(picture)
 
 
-def collate(items: list[tuple[int, Any]]) -> tuple[Batch | None, list[tuple[int, str]]]:
-    """The pictures that could be read (None if there is none), and what is wrong with the others."""
+def collate(items: list[tuple[int, Any]]) -> Loaded:
+    """Of a loader over `Pictures`."""
     good = [(row, image) for row, image in items if isinstance(image, Tensor)]
     bad = [(row, image) for row, image in items if isinstance(image, str)]
     if not good:
-        return None, bad
-    return Batch(torch.tensor([row for row, _ in good]), torch.stack([image for _, image in good])), bad
+        return Loaded(None, bad)
+    batch = Batch(torch.tensor([row for row, _ in good]), torch.stack([image for _, image in good]))
+    return Loaded(batch, bad)

@@ -20,6 +20,7 @@ from fvlight.response import Parameterization
 from fvlight.settings import chosen_layer, even_sample, number
 from fvlight.solvers import LBFGS
 from fvlight.tasks import ReconstructionResult, ReconstructionTask, Regularisers
+from fvlight.tasks.reconstruction import pixel_rate
 from fvlight.training import fit
 
 COLUMNS = ["problem", "picture", "step", "score", "relative_error"]
@@ -31,18 +32,20 @@ def build(config: Mapping[str, Any], network: Network) -> tuple[ReconstructionTa
     layer, size = chosen_layer(config), image_size(config, network)
     images = parameterization(config, network, size)
     pictures = _pictures(config, network, size)
+    weights, anneal = Regularisers(*(number(config, key) for key in ("lp", "tv", "power"))), number(config, "anneal")
     task = ReconstructionTask(
         network,
         layer,
         images,
         torch.stack(list(pictures.values())),
         list(pictures),
-        regularisers=Regularisers(*(number(config, key) for key in ("lp", "tv", "power"))),
+        regularisers=weights,
+        anneal=anneal,
         jitter=number(config, "jitter", int),
         starts=_starts(config, network, images, len(pictures), size),
         seed=number(config, "seed", int),
         polish=_polish(config),
-        **_first_stage(config, size),
+        **_first_stage(config, size[0] * size[1], weights, anneal),
     )
     return task, str(config["image"])
 
@@ -81,11 +84,11 @@ def _starts(
     return found["raw"]
 
 
-def _first_stage(config: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """Solver settings; a rate that is meant per pixel times the number of pixels."""
+def _first_stage(config: Mapping[str, Any], pixels: int, weights: Regularisers, anneal: float) -> dict[str, Any]:
+    """Solver settings, with a rate for this number of pixels where it is meant per pixel."""
     found, solver = solver_settings(config), config["solver"]
     if "per_pixel" in solver and truth(solver, "per_pixel", "solver."):
-        found["adam"] = replace(found["adam"], lr=found["adam"].lr * size[0] * size[1])
+        found["adam"] = replace(found["adam"], lr=pixel_rate(found["adam"].lr, pixels, weights, anneal))
     return found
 
 
@@ -108,6 +111,7 @@ def settings(task: ReconstructionTask, origin: str, config: Mapping[str, Any]) -
         "lp": task.regularisers.lp,
         "power_of_lp": task.regularisers.power,
         "total_variation": task.regularisers.tv,
+        "anneal": task.anneal,
         "jitter": task.jitter,
         "solver": f"{solver['name']}, rate {task.adam.lr:g}; then {solver['lbfgs_steps']} steps of L-BFGS",
         "start": "noise" if config["start"] is None else str(config["start"]),

@@ -21,7 +21,7 @@ from fvlight.attribution.methods import explain, method_named
 from fvlight.attribution.units import Place, Units, as_network, chosen_units, read_maps, unit_values
 from fvlight.errors import FvlightError
 from fvlight.network import Network
-from fvlight.pictures import Batch
+from fvlight.pictures import Batch, Loaded
 from fvlight.results import write_atomically
 
 
@@ -98,9 +98,7 @@ class AttributionTask(L.LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Attribution | None:
         network = self._here or self.network
-        if isinstance(batch, tuple) and not isinstance(
-            batch, Batch
-        ):  # from `collate`: a batch, and what could not be read
+        if isinstance(batch, Loaded):
             batch, unread = batch
             self.unread += [text for _, text in unread]
         if batch is None:

@@ -21,7 +21,7 @@ from fvlight.response import Parameterization, read_whole
 from fvlight.solvers import LBFGS, Adam, Evaluation, Momentum, Patience, Status
 from fvlight.tasks.base import ProblemTask, fingerprint, seed_of
 
-RATE, MOMENTUM = 30.0, 0.98  # of levels; stable in all layers of GoogLeNet
+RATE = 30.0  # of momentum on levels, per pixel; stable in all layers of GoogLeNet
 
 
 class Regularisers(NamedTuple):
@@ -36,6 +36,15 @@ class Regularisers(NamedTuple):
     lp: float = 0.01
     tv: float = 1e-5
     power: float = 6.0
+
+
+def pixel_rate(rate: float, pixels: int, weights: Regularisers, anneal: float) -> float:
+    """A rate per pixel times the number of pixels, but no more than half of what total variation alone allows.
+
+    Of ``w sum (x_p - x_q)^2`` no curvature exceeds 16 w: each pixel has four neighbours.
+    """
+    steepest = 16 * weights.tv * anneal / (pixels * (0.01 * 128.0) ** 2)
+    return min(rate * pixels, 1 / steepest) if steepest else rate * pixels
 
 
 @dataclass
@@ -92,6 +101,8 @@ class ReconstructionTask(ProblemTask):
         pictures: (t, C, H, W) in the network's input space.
         names: of the pictures.
         regularisers: see there.
+        anneal: total variation begins so many times as strong and falls to its weight within the first three quarters
+            of the first stage, so that shapes are found before details: what begins rough stays rough for long.
         jitter: at each step the image is shifted by up to so many pixels either way, its rim repeated; not in L-BFGS.
         starts: (t, ...) parameters to begin from; None: each problem draws its own noise.
         seed: of starts and shifts; those of the i-th picture depend on it and on i alone.
@@ -108,19 +119,22 @@ class ReconstructionTask(ProblemTask):
 
     def __init__(
         self, network: Network, layer: str, parameterization: Parameterization, pictures: Tensor,
-        names: Sequence[str], *, regularisers: Regularisers | None = None, jitter: int = 0,
-        starts: Tensor | None = None, seed: int = 0, adam: Adam | Momentum | None = None,
+        names: Sequence[str], *, regularisers: Regularisers | None = None, anneal: float = 100.0,
+        jitter: int = 0, starts: Tensor | None = None, seed: int = 0, adam: Adam | Momentum | None = None,
         patience: Patience | None = None, polish: LBFGS | None = None, at_once: int = 16, inner_steps: int = 25,
     ) -> None:  # fmt: skip
         weights = regularisers or Regularisers()
         self._check(parameterization, pictures, names, weights, jitter, starts)
+        if not anneal >= 1:
+            raise FvlightError(f"anneal={anneal}: total variation begins 1 or more times as strong")
         super().__init__(
-            len(pictures), parameterization.shape, patience=patience or Patience(500, 500), polish=polish,
-            adam=adam or Momentum(RATE * pictures[0, 0].numel(), MOMENTUM), at_once=at_once, inner_steps=inner_steps,
+            len(pictures), parameterization.shape, patience=patience or Patience(400, 400), polish=polish,
+            adam=adam or Momentum(pixel_rate(RATE, pictures[0, 0].numel(), weights, anneal)), at_once=at_once,
+            inner_steps=inner_steps,
         )  # fmt: skip
         self.network, self.layer, self.parameterization = network, layer, parameterization
         self.pictures, self.names, self.seed = pictures, list(names), seed
-        self.regularisers, self.jitter, self.starts = weights, jitter, starts
+        self.regularisers, self.anneal, self.jitter, self.starts = weights, anneal, jitter, starts
         self.readout = Readout(network, layer, window=False)
         with torch.no_grad():
             self.map_shape: tuple[int, ...] = tuple(read_whole(self.readout, pictures[:1]).shape[1:])
@@ -172,11 +186,20 @@ class ReconstructionTask(ProblemTask):
         """Score (b,) and figures (b, 2): score, relative error."""
         images = self.parameterization(raw)
         target, energy = self._target(rows, raw)
-        values = self.readout(self._jittered(images, rows), dtype=dtype)
-        error = (values - target).flatten(1).square().sum(1) / energy  # type: ignore[operator]
+        first, steps = not bool(self.polishing[rows].any()), self._taken[rows]
+        seen = self._jittered(images, rows, steps) if self.jitter and first else images
+        error = (self.readout(seen, dtype=dtype) - target).flatten(1).square().sum(1) / energy  # type: ignore[operator]
         levels = self._levels.of(images)
-        score = self._lp_weight * self._lp(levels) + self._tv_weight * self._tv(levels) - error
+        tv = self._tv_weight * (self._strength(steps).to(raw) if first else 1.0)
+        score = self._lp_weight * self._lp(levels) + tv * self._tv(levels) - error
+        if first:
+            self._taken[rows] += 1
         return Evaluation(score, torch.stack([score, error.sqrt()], 1))
+
+    def _strength(self, steps: Tensor) -> Tensor:
+        """(b,) how many times as strong total variation is at these steps of the first stage; falls geometrically."""
+        left = 1 - steps.double() / (0.75 * self.patience.max_steps)
+        return self.anneal ** left.clamp_min(0)
 
     def _target(self, rows: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Phi(x0) of the problems and its squared length (b,); kept as long as these are in the batch."""
@@ -191,18 +214,15 @@ class ReconstructionTask(ProblemTask):
         self._aim = rows.clone(), values, energy
         return values, energy
 
-    def _jittered(self, images: Tensor, rows: Tensor) -> Tensor:
+    def _jittered(self, images: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
         """Each image shifted, differently at each step of its problem."""
-        if not self.jitter or bool(self.polishing[rows].any()):
-            return images
         j, (height, width) = self.jitter, images.shape[-2:]
         larger = F.pad(images, (j, j, j, j), mode="replicate")
         shifted = []
-        for image, row in zip(larger, rows.tolist(), strict=True):
-            generator = torch.Generator().manual_seed(seed_of(self.seed, "jitter", row, int(self._taken[row])))
+        for image, row, step in zip(larger, rows.tolist(), steps.tolist(), strict=True):
+            generator = torch.Generator().manual_seed(seed_of(self.seed, "jitter", row, step))
             top, left = torch.randint(0, 2 * j + 1, (2,), generator=generator).tolist()
             shifted.append(image[:, top : top + height, left : left + width])
-        self._taken[rows] += 1
         return torch.stack(shifted)
 
     def identity(self) -> dict[str, Any]:
@@ -215,6 +235,7 @@ class ReconstructionTask(ProblemTask):
             "pictures": fingerprint({"": self.pictures}),
             "starts": "" if self.starts is None else fingerprint({"": self.starts}),
             "regularisers": str(self.regularisers),
+            "anneal": self.anneal,
             "jitter": self.jitter,
             "seed": self.seed,
         }

@@ -158,6 +158,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "weight": (["tv=-1"], ["tv=-1", "negative"]),
     "weight in words": (["lp=none"], ["lp=none", "number"]),
     "power": (["power=0.5"], ["power=0.5", "at least 1"]),
+    "strength": (["anneal=0.5"], ["anneal=0.5", "1 or more"]),
     "jitter": (["jitter=12"], ["jitter=12", "12 x 10"]),
     "solver": (["solver=momentun"], ["'momentun'", "'momentum'"]),
     "solver by another name": (["solver.name=sgd"], ["'sgd'", "adam, momentum"]),
@@ -204,7 +205,7 @@ def test_the_experiment_by_depth_is_of_the_layers_it_names() -> None:
         assert (config["image"], config["pictures"]) == ("FOLDER", 2)
     free, featurevis = runs["free_inception3b"], runs["featurevis_inception3b"]
     assert (free["lp"], free["tv"], free["solver"]["lbfgs_steps"]) == (0, 0, 7)
-    assert (featurevis["lp"], featurevis["tv"], featurevis["power"]) == (1, 0.5, 6)
+    assert (featurevis["lp"], featurevis["tv"], featurevis["power"], featurevis["anneal"]) == (1, 0.5, 6, 1)
     solver = featurevis["solver"]
     assert (solver["name"], solver["lr"], solver["momentum"]) == ("momentum", 1, 0.9)
     assert (solver["max_steps"], solver["lbfgs_steps"]) == (100, 0)

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from fvlight import FvlightError, InputSpace, Network
 from fvlight.kinds import metric_rows
 from fvlight.parameterizations import FourierImage, Levels
+from fvlight.priors import TotalVariation
 from fvlight.solvers import LBFGS, Adam, Momentum, Patience
 from fvlight.tasks import ReconstructionTask, Regularisers
 from fvlight.tasks.base import seed_of
+from fvlight.tasks.reconstruction import pixel_rate
 from tests.helpers import one_thread  # noqa: F401  (a fixture for the whole module)
 from tests.realizations import fit, kill
 
@@ -37,6 +39,7 @@ def invertible() -> Network:
     """A linear layer of full rank, far from orthogonal."""
     module = nn.Sequential(nn.Conv2d(3, 3, 1))
     module[0].weight.data = torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, 0.3], [0.2, 0.0, 0.8]])[:, :, None, None]
+    module[0].bias.data = torch.tensor([0.1, -0.2, 0.3])
     return Network(module.eval().requires_grad_(False), "linear", SPACE)
 
 
@@ -49,7 +52,7 @@ def small_task(net: Network | None = None, layer: str = "3", **changes: Any) -> 
     net = net or network()
     settings: dict[str, Any] = {"patience": Patience(STEPS, STEPS), "inner_steps": 8, "adam": Adam(5.0)}
     given: dict[str, Any] = {"parameterization": Levels(SPACE, SIZE), "pictures": pictures(), "names": NAMES}
-    given["regularisers"] = WEIGHTS
+    given |= {"regularisers": WEIGHTS, "anneal": 1.0}
     return ReconstructionTask(net, layer, **(given | settings | changes))
 
 
@@ -94,6 +97,27 @@ def test_reconstructions_are_those_of_a_plain_loop(solver: str) -> None:
         assert float(result.psnr[row]) == pytest.approx(decibels, rel=1e-4)
 
 
+def test_total_variation_falls_to_its_weight() -> None:
+    """50 times as strong at the first of 20 steps, from the 15th on as it is given; then L-BFGS at that."""
+    settings: dict[str, Any] = {"adam": Momentum(300), "patience": Patience(20, 20), "anneal": 50.0}
+    result = fit(small_task(**settings))
+    with torch.no_grad():
+        target = network().module.double()(pictures()[:1].double())
+    parameter = small_task().start(torch.tensor([0]))[0].double().requires_grad_()
+    optimizer = torch.optim.SGD([parameter], lr=300, momentum=0.9)
+    for step in range(20):
+        strength = 50 ** (1 - step / 15) if step < 15 else 1
+        optimizer.zero_grad()
+        plain_loss(parameter, target, WEIGHTS._replace(tv=strength * WEIGHTS.tv)).backward()
+        optimizer.step()
+    torch.testing.assert_close(result.raw[0], parameter.detach(), rtol=1e-6, atol=1e-4)
+    lbfgs = LBFGS(gtol=0, ftol=0, max_iterations=300, max_evaluations=300)
+    polished = fit(small_task(**settings, polish=lbfgs)).raw[0].requires_grad_()
+    (gradient,) = torch.autograd.grad(plain_loss(polished, target), polished)
+    (before,) = torch.autograd.grad(plain_loss(parameter, target), parameter)
+    assert gradient.norm() < 1e-3 * before.norm()  # an optimum of the loss with its own weight
+
+
 def test_what_a_layer_keeps_whole_comes_back() -> None:
     """By either stage: the picture itself, from noise."""
     free = Regularisers(0, 0)
@@ -102,8 +126,25 @@ def test_what_a_layer_keeps_whole_comes_back() -> None:
     torch.testing.assert_close(result.images, pictures(), rtol=0, atol=1e-4)
     assert float(result.errors.max()) < 1e-5
     assert float(result.ssim.min()) > 0.9999
-    slow = fit(small_task(invertible(), "0", regularisers=free, adam=Momentum(1e6), patience=Patience(1500, 1500)))
+    slow = fit(small_task(invertible(), "0", regularisers=free, adam=Momentum(3e5), patience=Patience(1500, 1500)))
     torch.testing.assert_close(slow.images, pictures(), rtol=0, atol=1e-3)
+
+
+def test_the_default_rate_grows_with_the_image_and_total_variation_does_not_make_it_diverge() -> None:
+    pixels = SIZE[0] * SIZE[1]
+    assert pixel_rate(30, pixels, Regularisers(), 100) == 30 * pixels
+    assert pixel_rate(30, 2 * pixels, Regularisers(tv=0), 100) == 60 * pixels
+    defaults: dict[str, Any] = {"adam": None, "patience": None, "regularisers": None, "anneal": 100.0}
+    result = fit(small_task(**defaults))
+    assert float(result.errors.max()) < 0.3
+    stiff = fit(small_task(**{**defaults, "regularisers": Regularisers(tv=10.0)}))
+    assert stiff.status == ["max_steps"] * 3
+    # four neighbours of the checkerboard differ by 2: of w sum (x_p - x_q)^2 the steepest curvature, by differences
+    board = torch.ones(1, 1, 40, 40, dtype=torch.float64)
+    board[..., ::2, ::2], board[..., 1::2, 1::2] = -1, -1
+    curvature = -2 * float(TotalVariation(2)(board)) / board.numel()
+    steepest = 1 / pixel_rate(1e9, 1600, Regularisers(tv=1600 * 1.28**2), 1)
+    assert 0.9 * steepest < curvature <= steepest
 
 
 def test_priors_pull_towards_grey_and_smooth() -> None:
@@ -152,7 +193,8 @@ def test_shifts_are_those_of_a_plain_loop() -> None:
 
 
 def test_a_resumed_fit_is_the_same_bit_for_bit(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"jitter": 1, "polish": LBFGS(10, gtol=0, ftol=0, max_evaluations=20), "at_once": 2}
+    settings: dict[str, Any] = {"jitter": 1, "anneal": 9.0, "at_once": 2}
+    settings["polish"] = LBFGS(10, gtol=0, ftol=0, max_evaluations=20)
     whole = fit(small_task(**settings))
     for blocks in (2, 6):
         halves = fit(small_task(**settings), kill(small_task(**settings), blocks, tmp_path / f"{blocks}.ckpt"))
@@ -205,6 +247,7 @@ def test_what_can_not_be_rebuilt_is_refused() -> None:
         ({"regularisers": Regularisers(tv=-1)}, "tv=-1"),
         ({"regularisers": Regularisers(lp=float("nan"))}, "lp=nan"),
         ({"regularisers": Regularisers(power=0)}, "power=0"),
+        ({"anneal": 0.5}, r"anneal=0\.5"),
         ({"jitter": -1}, "jitter=-1"),
         ({"jitter": 7}, "jitter=7"),
         ({"starts": torch.zeros(2, 3, *SIZE)}, r"starts of shape \(2, 3, 7, 9\)"),
