@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from PIL import Image
 from safetensors.torch import save_file
 
 from fvlight import application, cli
@@ -106,7 +108,7 @@ GRIDS = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if not name.startswith("ifv/")])
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if not name.startswith(("ifv/", "gruen2016/"))])
 def test_every_experiment_builds_its_task(name: str) -> None:
     assert settings(f"experiment={name}")["claims"] in cadena2018.CLAIMS
     for config in parts(f"experiment={name}"):
@@ -119,6 +121,20 @@ def test_every_experiment_builds_its_task(name: str) -> None:
         assert ("number given" if measured else "preset") in origin
         if config["task"]["name"] == "diverse":
             assert task.lambdas == pytest.approx(GRIDS.get(name, LAMBDAS), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("gruen2016/")])
+def test_every_experiment_about_pictures_builds_its_task(name: str, tmp_path: Path) -> None:
+    for seed in range(3):
+        noise = np.random.default_rng(seed).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{seed}.png")
+    key = "images" if name.endswith("comparison") else "image"
+    assert settings(f"experiment={name}")["claims"] in application.CLAIMS
+    for config in parts(f"experiment={name}", f"{key}={tmp_path}", "pictures=2"):
+        config["network"]["weights"] = "random"
+        task, origin = build_task(config, build_network(config))
+        assert len(task.names) == 2
+        assert str(tmp_path) in origin
 
 
 SHARED = ("network", "layer", "power", "features", "aggregation", "parameterization", "image_size")
