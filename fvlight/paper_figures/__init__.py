@@ -31,6 +31,7 @@ FIGURES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Network], Path], ob
     "inverted_layer": draw_inverted_layer,
     "dead_directions": draw_dead_directions,
     "robustness": draw_robustness,
+    "always_accurate": draw_robustness,
     "attribution_comparison": draw_comparison,
     "reconstruction_depth": draw_reconstruction_depth,
 }

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from fvlight import InputSpace, Network
 from fvlight.analysis.inverse import angles
-from fvlight.analysis.reinbold2020 import TOWARD, inverted_layer, known_angles, measures, robustness, ssim, suffixes
+from fvlight.analysis.reinbold2020 import (
+    TOWARD,
+    always_accurate,
+    inverted_layer,
+    known_angles,
+    measures,
+    robustness,
+    ssim,
+    suffixes,
+)
 from fvlight.analysis.targets import random_targets
 from fvlight.tasks import InverseResult, RealizationResult
 
@@ -118,6 +127,14 @@ def test_robustness_is_that_of_the_worst_condition() -> None:
     assert [claim.holds for claim in robustness(good | plain, {})] == [True, True]
     bad = runs(30.0, suffix="_k2_mean_16") | runs(3.0, suffix="_k0_mean_16")
     assert [claim.holds for claim in robustness(bad, {})] == [False, False]
+
+
+def test_srnet_is_accurate_under_both_powers_or_not() -> None:
+    good = runs(3.0, suffix="_k2") | runs(8.0, suffix="_k0")
+    (claim,) = always_accurate(good, {})
+    assert claim.holds
+    assert "(k0)" in str(claim.measured)
+    assert not always_accurate(good | runs(12.0, suffix="_k0"), {})[0].holds
 
 
 def test_turned_turns() -> None:
