@@ -50,7 +50,9 @@ def parameterization(config: Mapping[str, Any], network: Network, size: Size) ->
     if "decay_power" in given:
         options["decay_power"] = number(given, "decay_power", float, "parameterization.")
     options |= {
-        key: truth(given, key, "parameterization.") for key in ("decorrelated", "continuous_mask") if key in given
+        key: truth(given, key, "parameterization.")
+        for key in ("decorrelated", "continuous_mask", "preconditioned")
+        if key in given
     }
     return kinds[name](network.input_space, size, **options)  # type: ignore[no-any-return]
 

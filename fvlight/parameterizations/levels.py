@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from fvlight.errors import FvlightError
 from fvlight.network import InputSpace
 from fvlight.operations import Pair
 from fvlight.parameterizations.pixels import require
+from fvlight.parameterizations.spectral import spectral_filter
 
 LEVELS = 255
 
@@ -25,12 +27,15 @@ class Levels:
     Args:
         input_space: of the network.
         size: (height, width) of the images.
-        sd: standard deviation of the levels at the start.
+        sd: standard deviation of the parameters at the start.
+        preconditioned: the levels are the parameters filtered by `spectral_filter`, 1/sqrt(f). Nothing is lost, and a
+            step changes large shapes, about which a network's maps say little, as readily as fine noise.
     """
 
     input_space: InputSpace
     size: Pair
     sd: float = 10.0
+    preconditioned: bool = False
 
     def __post_init__(self) -> None:
         require(self.size, self.sd)
@@ -48,7 +53,7 @@ class Levels:
     def __call__(self, raw: Tensor) -> Tensor:
         """Parameters (b, C, H, W) to images of the same shape, in input space."""
         slope, zero = self._scale(raw)
-        return raw / slope + zero
+        return (self._filtered(raw, self._gain) if self.preconditioned else raw) / slope + zero
 
     def raw_of(self, images: Tensor) -> Tensor:
         """Parameters (b, C, H, W) of images of the same shape in input space, whatever their numbers.
@@ -63,12 +68,21 @@ class Levels:
             )
         if not images.isfinite().all():
             raise FvlightError("the images hold NaN or infinite numbers: they have no parameters")
-        return self.of(images)
+        levels = self.of(images)
+        return self._filtered(levels, 1 / self._gain) if self.preconditioned else levels
 
     def of(self, images: Tensor) -> Tensor:
-        """The same unchecked, with a gradient."""
+        """The levels of images (b, C, H, W), with a gradient."""
         slope, zero = self._scale(images)
         return (images - zero) * slope
+
+    @cached_property
+    def _gain(self) -> Tensor:
+        """(H, W // 2 + 1), float64."""
+        return spectral_filter(*self.size)
+
+    def _filtered(self, levels: Tensor, gain: Tensor) -> Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(levels) * gain.to(levels), s=self.size)
 
     def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Levels per unit of the input, and the input of level 0; (C or 1, 1, 1)."""

@@ -16,7 +16,7 @@ from .populations import finish_axes
 from .run_data import ABSENT, Column, RunData, UnitTable, finite, format_number, open_display, write_atomically
 
 MAX_PICTURES = 12
-MARGIN, GAP, HEADER, LINE = 16, 8, 38, 22
+MARGIN, GAP, HEADER, LINE = 16, 8, 38, 34
 SIDE = 224  # pixels: of a picture, at most
 CURVES_CAPTION = (
     "A thin line per picture, thick their mean. Above: relative error of the layer's value, not squared. Below: "
@@ -46,9 +46,9 @@ TABLE = UnitTable(
         Column("status", _text("status")),
     ),
     note=lambda summary: (
-        "Relative error: the distance between the layer's values for the reconstruction and for the picture, as a share "
-        "of the length of the latter; not squared. PSNR and SSIM compare reconstruction and picture pixel by pixel, "
-        "clipped to what a screen shows. Status: max_steps means that all steps of the solver were taken."
+        "Relative error: the distance between the layer's values for the reconstruction and for the picture, as a "
+        "share of the length of the latter; not squared. PSNR and SSIM compare reconstruction and picture pixel by "
+        "pixel, clipped to what a screen shows. Status: max_steps means that all steps of the solver were taken."
     ),
 )
 
@@ -114,7 +114,7 @@ def reconstruction_sheet(rows: Sequence[PictureRow], columns: Sequence[str]) -> 
     for number, row in enumerate(rows):
         y = HEADER + number * tall
         sheet.paste(cell.render(row.original), MARGIN, y)
-        sheet.text(MARGIN, y + cell.height + 11, plain(row.name, wide // 7), size=6.5, color=MUTED)
+        sheet.text(MARGIN, y + cell.height + 11, plain(row.name, wide // 8), size=6.5, color=MUTED)
         for index, found in enumerate(row.reconstructions):
             _reconstruction(sheet, MARGIN + (index + 1) * wide, y, found, cell)
     return sheet
@@ -127,8 +127,8 @@ def _reconstruction(sheet: Sheet, x: int, y: int, found: Reconstruction, cell: C
         sheet.paste(cell.render(found.image), x, y)
     error, ssim = (ABSENT if value is None else f"{value:.2f}" for value in (found.error, found.ssim))
     solved = found.status in ("converged", "max_steps")
-    text = f"error {error}, SSIM {ssim}" if solved else found.status
-    sheet.text(x, y + cell.height + 11, text, size=6.5, color=MUTED if solved else ACCENT)
+    for line, text in enumerate((f"error {error}", f"SSIM {ssim}") if solved else (found.status,)):
+        sheet.text(x, y + cell.height + 11 + 15 * line, text, size=6.5, color=MUTED if solved else ACCENT)
 
 
 def caption(row: PictureRow) -> str:
@@ -137,7 +137,8 @@ def caption(row: PictureRow) -> str:
     return (
         "Left the picture as the network sees it, beside it an image found from noise whose values in the layer are "
         "nearly the same. Error: the distance between the two values as a share of the picture's, not squared. SSIM: "
-        f"structural similarity of the two images, 1 at most.{tiles}"
+        "structural similarity of the two images, 1 at most; one of even grey may have more than one of wrong details."
+        f"{tiles}"
     )
 
 

@@ -21,7 +21,7 @@ from fvlight.response import Parameterization, read_whole
 from fvlight.solvers import LBFGS, Adam, Evaluation, Momentum, Patience, Status
 from fvlight.tasks.base import ProblemTask, fingerprint, seed_of
 
-RATE = 30.0  # of momentum on levels, per pixel; stable in all layers of GoogLeNet
+RATE, MOMENTUM = 10.0, 0.95  # on preconditioned levels, the rate per pixel; stable in all layers of GoogLeNet
 
 
 class Regularisers(NamedTuple):
@@ -34,7 +34,7 @@ class Regularisers(NamedTuple):
     """
 
     lp: float = 0.01
-    tv: float = 1e-5
+    tv: float = 3e-6
     power: float = 6.0
 
 
@@ -44,7 +44,7 @@ def pixel_rate(rate: float, pixels: int, weights: Regularisers, anneal: float) -
     Of ``w sum (x_p - x_q)^2`` no curvature exceeds 16 w: each pixel has four neighbours.
     """
     steepest = 16 * weights.tv * anneal / (pixels * (0.01 * 128.0) ** 2)
-    return min(rate * pixels, 1 / steepest) if steepest else rate * pixels
+    return min(rate * pixels, 1 / steepest) if steepest > 0 else rate * pixels
 
 
 @dataclass
@@ -97,7 +97,7 @@ class ReconstructionTask(ProblemTask):
 
     Args:
         network, layer: Phi, the layer's whole value.
-        parameterization: of the images; `Levels`: pixels as they are.
+        parameterization: of the images; `Levels`, preconditioned or not.
         pictures: (t, C, H, W) in the network's input space.
         names: of the pictures.
         regularisers: see there.
@@ -119,7 +119,7 @@ class ReconstructionTask(ProblemTask):
 
     def __init__(
         self, network: Network, layer: str, parameterization: Parameterization, pictures: Tensor,
-        names: Sequence[str], *, regularisers: Regularisers | None = None, anneal: float = 100.0,
+        names: Sequence[str], *, regularisers: Regularisers | None = None, anneal: float = 300.0,
         jitter: int = 0, starts: Tensor | None = None, seed: int = 0, adam: Adam | Momentum | None = None,
         patience: Patience | None = None, polish: LBFGS | None = None, at_once: int = 16, inner_steps: int = 25,
     ) -> None:  # fmt: skip
@@ -129,8 +129,8 @@ class ReconstructionTask(ProblemTask):
             raise FvlightError(f"anneal={anneal}: total variation begins 1 or more times as strong")
         super().__init__(
             len(pictures), parameterization.shape, patience=patience or Patience(400, 400), polish=polish,
-            adam=adam or Momentum(pixel_rate(RATE, pictures[0, 0].numel(), weights, anneal)), at_once=at_once,
-            inner_steps=inner_steps,
+            adam=adam or Momentum(pixel_rate(RATE, pictures[0, 0].numel(), weights, anneal), MOMENTUM),
+            at_once=at_once, inner_steps=inner_steps,
         )  # fmt: skip
         self.network, self.layer, self.parameterization = network, layer, parameterization
         self.pictures, self.names, self.seed = pictures, list(names), seed

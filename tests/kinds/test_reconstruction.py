@@ -206,6 +206,7 @@ def test_the_experiment_by_depth_is_of_the_layers_it_names() -> None:
     free, featurevis = runs["free_inception3b"], runs["featurevis_inception3b"]
     assert (free["lp"], free["tv"], free["solver"]["lbfgs_steps"]) == (0, 0, 7)
     assert (featurevis["lp"], featurevis["tv"], featurevis["power"], featurevis["anneal"]) == (1, 0.5, 6, 1)
+    assert featurevis["parameterization"]["preconditioned"] is False
     solver = featurevis["solver"]
     assert (solver["name"], solver["lr"], solver["momentum"]) == ("momentum", 1, 0.9)
     assert (solver["max_steps"], solver["lbfgs_steps"]) == (100, 0)

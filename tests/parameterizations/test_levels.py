@@ -30,6 +30,21 @@ def test_a_level_is_one_of_255_about_the_networks_mean(space, zero):
     torch.testing.assert_close(Levels(space, (4, 5)).raw_of(images), raw)
 
 
+def test_preconditioned_levels_are_filtered_and_come_back() -> None:
+    """Each wave of f cycles per image by the filter's share at f, an odd width included; against complex transforms."""
+    size = (8, 9)
+    levels, plain = Levels(TORCHVISION, size, preconditioned=True), Levels(TORCHVISION, size)
+    raw = 30 * torch.randn(2, 3, *size, dtype=torch.float64)
+    ty, tx = (torch.tensor([min(i, n - i) for i in range(n)], dtype=torch.float64) for n in size)
+    gain = 1 / (ty[:, None] ** 2 + tx[None] ** 2).sqrt().sqrt().clamp_min(1)
+    filtered = torch.fft.ifft2(torch.fft.fft2(raw) * gain / gain.mean()).real
+    torch.testing.assert_close(levels(raw), plain(filtered))
+    torch.testing.assert_close(levels.raw_of(levels(raw)), raw)
+    torch.testing.assert_close(levels.of(levels(raw)), filtered)
+    raw.requires_grad_()
+    torch.autograd.gradcheck(levels, raw)
+
+
 def test_starts_are_drawn_from_their_own_seeds():
     levels = Levels(TORCHVISION, (20, 30), sd=7)
     assert torch.equal(levels.start(3), levels.start(3))

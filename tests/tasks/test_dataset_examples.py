@@ -142,7 +142,10 @@ def test_a_resumed_run_is_an_unbroken_one(folder: Path, tmp_path: Path) -> None:
     assert second.result is not None
     assert rounded(second.result.summary()) == rounded(unbroken.summary())
 
-    for other, words in ((search(folder, top=3), "top=4, this run has top=3"), (search(folder / "sub"), "other images")):
+    for other, words in (
+        (search(folder, top=3), "top=4, this run has top=3"),
+        (search(folder / "sub"), "other images"),
+    ):
         with pytest.raises(FvlightError, match=words):
             trainer().predict(other, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
 
