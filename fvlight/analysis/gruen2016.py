@@ -115,21 +115,25 @@ def error_and_focus(results: Mapping[str, MapQuality]) -> list[Claim]:
     """Over networks of known error, which need to have seen the same pictures.
 
     A map's focus is its share of the mass in a tenth of the pixels, the mean over methods. With few networks a rank
-    correlation says little: neighbours in the order of errors are compared, picture by picture.
+    correlation says little: neighbours in the order of errors are compared, picture by picture. Where two errors can't
+    be told apart on these pictures nothing is decided.
     """
     known = {run: result for run, result in results.items() if not np.isnan(result.error)}
     order = sorted(known, key=lambda run: known[run].error)
     pairs = list(pairwise(order))
     if any(known[one].pictures != known[other].pictures for one, other in pairs):
         raise FvlightError("claims over networks need the same pictures in all of them: give all runs the same images")
-    found = []
+    found, errors = [], []
     for one, other in pairs:
+        right = (known[run].correct for run in (one, other))
+        errors.append(bootstrap(mean_difference, *right, resamples=RESAMPLES))
         methods = [e for e in known[one].entries if e in known[other].entries and e in METHODS]
         shares = [torch.stack([known[run].of(entry, "share") for entry in methods]).nanmean(0) for run in (one, other)]
         found.append(bootstrap(mean_difference, *shares, resamples=RESAMPLES))
     texts = [
         f"{one} (error {known[one].error:.0%}) beyond {other} ({known[other].error:.0%}) by {_of(estimate)}"
-        for (one, other), estimate in zip(pairs, found, strict=True)
+        + ("" if _verdict([error]) else ", whose errors can't be told apart")
+        for (one, other), estimate, error in zip(pairs, found, errors, strict=True)
     ]
     return [
         Claim(
@@ -139,7 +143,7 @@ def error_and_focus(results: Mapping[str, MapQuality]) -> list[Claim]:
             if texts
             else "fewer than two networks whose error on these pictures can be told",
             "differences > 0, their intervals above 0",
-            _verdict(found) if found else None,
+            _verdict(found) if found and _verdict(errors) else None,
         )
     ]  # fmt: skip
 

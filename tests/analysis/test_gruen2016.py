@@ -99,6 +99,13 @@ def test_without_errors_or_methods_nothing_is_decided() -> None:
     assert len(claims(one=alone)) == 1
 
 
+def test_errors_that_can_not_be_told_apart_decide_nothing() -> None:
+    few, more = [1.0] * 6 + [0.0] * 6, [1.0] * 5 + [0.0] * 6 + [1.0]
+    claim = of(claims(one=made_up(few), other=made_up(more, share=dict.fromkeys(METHODS, 0.9))), "lower error")
+    assert claim.holds is None
+    assert "can't be told apart" in str(claim.measured)
+
+
 def test_other_pictures_can_not_be_compared() -> None:
     one, other = made_up(), made_up([0.0] * COUNT)
     other.pictures = [f"other {name}" for name in other.pictures]
