@@ -47,8 +47,8 @@ TABLE = UnitTable(
     ),
     note=lambda summary: (
         "Relative error: the distance between the layer's values for the reconstruction and for the picture, as a "
-        "share of the length of the latter; not squared. PSNR and SSIM compare reconstruction and picture pixel by "
-        "pixel, clipped to what a screen shows. Status: max_steps means that all steps of the solver were taken."
+        "share of the latter's length; not squared. PSNR and SSIM compare reconstruction and picture pixel by pixel, "
+        "clipped to what a screen shows. Status: max_steps means that all steps of the solver were taken."
     ),
 )
 

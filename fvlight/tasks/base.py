@@ -285,11 +285,14 @@ def state_of(checkpoint: Mapping[str, Any], identity: Mapping[str, Any]) -> dict
 
 
 def require_same(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """An error where what a run left behind was made with other settings than this one's."""
+    """An error where what a run left behind was made with other settings, nested ones included, than this one's."""
     for key, value in mine.items():
-        if saved.get(key) != value:
-            long = max(len(str(value)), len(str(saved.get(key)))) > MOST_SHOWN
-            made = f"other {key}" if long else f"{key}={saved.get(key)}, this run has {key}={value}"
+        there = saved.get(key)
+        if isinstance(value, Mapping) and isinstance(there, Mapping):
+            require_same({f"{key}.{k}": v for k, v in there.items()}, {f"{key}.{k}": v for k, v in value.items()})
+        elif there != value:
+            long = max(len(str(value)), len(str(there))) > MOST_SHOWN
+            made = f"other {key}" if long else f"{key}={there}, this run has {key}={value}"
             raise FvlightError(
                 f"the checkpoint was made with {made}: resume with the settings of the run, or begin a new one"
             )

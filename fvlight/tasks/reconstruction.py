@@ -128,7 +128,7 @@ class ReconstructionTask(ProblemTask):
         if not anneal >= 1:
             raise FvlightError(f"anneal={anneal}: total variation begins 1 or more times as strong")
         super().__init__(
-            len(pictures), parameterization.shape, patience=patience or Patience(400, 400), polish=polish,
+            len(pictures), parameterization.shape, patience=patience or Patience(500, 500), polish=polish,
             adam=adam or Momentum(pixel_rate(RATE, pictures[0, 0].numel(), weights, anneal), MOMENTUM),
             at_once=at_once, inner_steps=inner_steps,
         )  # fmt: skip
