@@ -13,8 +13,9 @@ from fvlight.errors import FvlightError, unknown
 from fvlight.kinds.base import metric_rows, solver_settings
 from fvlight.kinds.responses import build_response, read_run, response_settings
 from fvlight.network import Network
+from fvlight.parameterizations.robust import Transformations
 from fvlight.response import Response
-from fvlight.settings import even_sample, number
+from fvlight.settings import even_sample, number, parse_units
 from fvlight.solvers import LBFGS
 from fvlight.tasks import RealizationResult, RealizationTask
 from fvlight.training import fit
@@ -39,6 +40,7 @@ def build(config: Mapping[str, Any], network: Network) -> tuple[RealizationTask,
         power=number(config, "power"),
         floor=number(config, "floor"),
         starts=starts,
+        robust=_robust(config),
         seed=number(config, "seed", int),
         polish=polish,
         **solver_settings(config),
@@ -46,9 +48,18 @@ def build(config: Mapping[str, Any], network: Network) -> tuple[RealizationTask,
     return task, origin
 
 
+def _robust(config: Mapping[str, Any]) -> Transformations | None:
+    given = config["robust"]
+    chosen = Transformations(*(number(given, name, float, "robust.") for name in ("shift", "scale", "rotation")))
+    return chosen or None
+
+
 def _problems(config: Mapping[str, Any], response: Response) -> tuple[Tensor | None, Tensor, str]:
     """Starts, targets, and in words where these come from."""
     seed = number(config, "seed", int)
+    if config["start"] is None and config["unit"] is not None:
+        units = parse_units(config["unit"], response.features, response.layer)
+        return None, canonical_targets(units, response.features), f"units {', '.join(map(str, units))}"
     if config["start"] is None:
         count, share = number(config, "targets", int), number(config, "canonical")
         if count < 1 or not 0 <= share <= 1:
@@ -78,6 +89,7 @@ def settings(task: RealizationTask, origin: str, config: Mapping[str, Any]) -> d
         "power": task.power,
         "floor": task.floor,
         "targets": origin,
+        **({"robust": str(task.robust)} if task.robust else {}),
     }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from fvlight.analysis.diverse import finite
 from fvlight.errors import FvlightError
 from fvlight.objectives import direction_score
+from fvlight.parameterizations.robust import Transformations
 from fvlight.response import Response
 from fvlight.solvers import LBFGS, Adam, Evaluation, Patience, Status
 from fvlight.tasks.base import ProblemTask, fingerprint, seed_of
@@ -83,7 +84,8 @@ class RealizationTask(ProblemTask):
         power: of the cosine (k; the paper's number is lost).
         floor: the cosine is never taken for less, as in Lucid; without it odd powers also rise towards -y.
         starts: (t, ...) parameters to begin from; None: each draws its own.
-        seed: of the starts; the i-th depends on it and on i alone.
+        robust: random transformations of each image at each step of the first stage; None for none.
+        seed: of the starts and transformations; those of the i-th target depend on it and on i alone.
         adam, patience: the first stage; the paper's has 800 steps or 3000 (GoogLeNet), without an early end.
         polish: the second stage, L-BFGS, in the parameters' number type; None for none.
         at_once, inner_steps: as in `ProblemTask`.
@@ -95,8 +97,8 @@ class RealizationTask(ProblemTask):
 
     def __init__(
         self, response: Response, targets: Tensor, *, power: float = 2, floor: float = 0.1,
-        starts: Tensor | None = None, seed: int = 0, adam: Adam | None = None, patience: Patience | None = None,
-        polish: LBFGS | None = None, at_once: int = 16, inner_steps: int = 25,
+        starts: Tensor | None = None, robust: Transformations | None = None, seed: int = 0, adam: Adam | None = None,
+        patience: Patience | None = None, polish: LBFGS | None = None, at_once: int = 16, inner_steps: int = 25,
     ) -> None:  # fmt: skip
         self._check(response, targets, power, floor, starts)
         patience = patience or Patience(800, 800)
@@ -105,11 +107,12 @@ class RealizationTask(ProblemTask):
             polish=polish, at_once=at_once, inner_steps=inner_steps,
         )  # fmt: skip
         self.response, self.layer, self.seed = response, response.layer, seed
-        self.power, self.floor, self.starts = power, floor, starts
+        self.power, self.floor, self.starts, self.robust = power, floor, starts, robust
         lengths = torch.linalg.vector_norm(targets.double(), dim=1, keepdim=True)
         self.targets = targets.double() / lengths
         self.redrawn = torch.zeros(len(targets), dtype=torch.int64)
         self._weights = fingerprint(response.network.module)
+        self._taken = torch.zeros(len(targets), dtype=torch.int64)  # steps, within a block too
         self.result: RealizationResult | None = None
 
     @staticmethod
@@ -153,9 +156,18 @@ class RealizationTask(ProblemTask):
         share = float((responses.cpu().double() * self.targets[row]).sum())
         return share > 0 or (share < 0 and (self.floor > 0 or self.power == 0))
 
+    def run_block(self) -> None:
+        self._taken = self.steps
+        super().run_block()
+
     def evaluate(self, raw: Tensor, rows: Tensor, dtype: torch.dtype | None) -> Evaluation:
         """Score (b,) and figures (b, 2): score, cosine."""
-        responses = self.response(raw, dtype)
+        images = self.response.parameterization(raw)
+        if self.robust and not bool(self.polishing[rows].any()):
+            steps = zip(rows.tolist(), self._taken[rows].tolist(), strict=True)
+            images = self.robust(images, [seed_of(self.seed, "transformation", *step) for step in steps])
+            self._taken[rows] += 1
+        responses = self.response.of_images(images, dtype)
         targets = self.targets[rows].to(responses)
         score = direction_score(responses, targets, self.power, floor=self.floor)
         cosine = torch.cosine_similarity(responses.detach(), targets, dim=1)
@@ -173,6 +185,7 @@ class RealizationTask(ProblemTask):
             "starts": "" if self.starts is None else fingerprint({"": self.starts}),
             "power": self.power,
             "floor": self.floor,
+            "robust": str(self.robust) if self.robust else None,
             "seed": self.seed,
         }
 

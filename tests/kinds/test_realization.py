@@ -321,6 +321,24 @@ def test_a_mistake_is_one_line(name: str, done: Path, capsys: pytest.CaptureFixt
     assert not (Path("out") / "summary.json").exists()
 
 
+def test_units_of_their_own_under_transformations(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["unit=[4,1]", "power=0", "robust.shift=2", "robust.rotation=5", "hydra.run.dir=out"]
+    assert cli.main([*SHORT, *given]) == 0, capsys.readouterr().err
+    assert load_file("out/images.safetensors")["targets"].nonzero().tolist() == [[0, 4], [1, 1]]
+    summary = summary_of(Path("out"))
+    assert summary["targets"] == "units 4, 1"
+    assert "shift=2" in summary["robust"]
+    assert "robust" not in settings_of_run()
+    assert cli.main([*SHORT, "unit=99", "hydra.run.dir=other"]) == 2
+    assert "unit=99" in capsys.readouterr().err
+
+
+def settings_of_run() -> dict[str, Any]:
+    """What a run without transformations says."""
+    assert cli.main([*SHORT, "hydra.run.dir=plain"]) == 0
+    return summary_of(Path("plain"))
+
+
 def test_a_network_without_a_size_wants_one() -> None:
     config = settings("image_size=null")
     assert build_task(config, build_network(config))[0].response.image_shape == (3, 32, 32)

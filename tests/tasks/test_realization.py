@@ -15,9 +15,11 @@ from fvlight.aggregation import Aggregation
 from fvlight.analysis.targets import random_targets
 from fvlight.kinds import metric_rows
 from fvlight.parameterizations import SigmoidPixels
+from fvlight.parameterizations.robust import Transformations
 from fvlight.response import Response
 from fvlight.solvers import LBFGS, Adam, Patience
 from fvlight.tasks import RealizationResult, RealizationTask, TextureTask
+from fvlight.tasks.base import seed_of
 from tests.helpers import one_thread  # noqa: F401  (a fixture for the whole module)
 from tests.realizations import SIZE, fit, kill, smooth_network, smooth_response, trainer, unit
 
@@ -119,6 +121,28 @@ def test_neither_the_batch_nor_other_targets_make_a_difference(polish: LBFGS | N
     among_others = fit(small_task(others, polish=polish, at_once=2))
     torch.testing.assert_close(among_others.raw[0], together.raw[0], rtol=1e-7, atol=1e-7)
     assert not torch.allclose(among_others.raw[1], together.raw[1], atol=1e-3)
+
+
+def test_transformations_are_those_of_a_plain_loop() -> None:
+    """Every problem and step has its own, whatever the blocks and the batch; the second stage has none."""
+    robust = Transformations(2, 0.1, 10)
+    result = fit(small_task(robust=robust))
+    alone = fit(small_task(robust=robust, at_once=1, inner_steps=7))
+    torch.testing.assert_close(alone.raw, result.raw, rtol=1e-7, atol=1e-7)
+    network = smooth_network(FEATURES).module.double()
+    plain = small_task(robust=robust)
+    raw = plain._start(1).double().requires_grad_()
+    optimizer = torch.optim.Adam([raw], lr=0.05)
+    for step in range(STEPS):
+        image = robust(torch.sigmoid(raw)[None], [seed_of(plain.seed, "transformation", 1, step)])
+        response = network(image)[0].mean((1, 2))
+        share = response @ TARGETS[1]
+        optimizer.zero_grad()
+        (-share * (share / response.norm()).clamp(min=0.1) ** 2).backward()
+        optimizer.step()
+    torch.testing.assert_close(result.raw[1].double(), raw.detach(), rtol=1e-6, atol=1e-6)
+    polished = fit(small_task(robust=robust, polish=POLISH))
+    assert bool((scores(polished) > scores(result)).all())
 
 
 def test_starts_that_are_given() -> None:
@@ -237,7 +261,7 @@ def test_a_checkpoint_from_before_there_was_a_second_stage(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "changes",
-    [{"power": 3}, {"floor": 0.2}, {"seed": 4}, {"targets": TARGETS.flip(0)}],
+    [{"power": 3}, {"floor": 0.2}, {"robust": Transformations(2)}, {"seed": 4}, {"targets": TARGETS.flip(0)}],
     ids=lambda given: next(iter(given)),
 )
 def test_a_checkpoint_of_other_problems_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
