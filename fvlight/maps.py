@@ -11,6 +11,7 @@ from fvlight.errors import FvlightError
 from fvlight.network import Network
 from fvlight.readout import Readout
 from fvlight.receptive_field import ReceptiveField
+from fvlight.response import read_whole
 
 Size = tuple[int, int]
 
@@ -36,14 +37,8 @@ class LayerMaps:
         self.network, self.layer, self.image_size = network, layer, image_size
         self._readout = Readout(network, layer, window=False)
         images = torch.zeros(1, network.input_space.channels, *image_size)
-        try:
-            with torch.no_grad():
-                maps = self(images)
-        except (RuntimeError, AssertionError) as error:  # timm and torchvision assert their sizes
-            raise FvlightError(
-                f"image_size={list(image_size)}: layer {layer!r} of {network.name!r} can't be computed on such images "
-                f"({str(error).splitlines()[0]}): give another [height, width]"
-            ) from error
+        with torch.no_grad():
+            maps = self._channels_first(read_whole(self._readout, images))
         self.shape: tuple[int, int, int] = tuple(maps.shape[1:])  # type: ignore[assignment]
 
     @property
@@ -61,7 +56,10 @@ class LayerMaps:
 
     def __call__(self, images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Read the maps, computed in ``dtype`` (default: that of the images), returned in that of the images."""
-        maps: Any = self._readout(images, dtype=dtype)
+        return self._channels_first(self._readout(images, dtype=dtype))
+
+    def _channels_first(self, maps: Any) -> Tensor:
+        """A layer's value as (N, U, h, w)."""
         if maps.dim() == 2:
             return maps[:, :, None, None]  # type: ignore[no-any-return]
         axes = self._readout._axes(maps)

@@ -25,12 +25,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from benchmarking import timed
 from torch import Tensor
 
 from fvlight.attribution.masked import MaskedRuns
@@ -96,22 +96,12 @@ def by_a_plain_loop(network: Network, image: Tensor, box: Box, unit: int) -> Cal
     return run
 
 
-def timed(run: Callable[[], object], cpu_time: bool) -> float:
-    """Seconds."""
-    clock = time.process_time if cpu_time else time.perf_counter
-    began = clock()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return clock() - began
-
-
 def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int, cpu_time: bool) -> dict[str, list[float]]:
     """Seconds of each in each round; a change of the machine's speed meets them all."""
     found: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            found[name].append(timed(run, cpu_time))
+            found[name].append(timed(run, cpu_time=cpu_time))
     return found
 
 

@@ -27,11 +27,11 @@ import argparse
 import functools
 import json
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from benchmarking import timed
 from torch import Tensor, nn
 
 from fvlight.aggregation import Aggregation
@@ -92,16 +92,6 @@ def passes(respond: Respond, u: Tensor, chunk: int, features: list[int]) -> Call
     return run
 
 
-def timed(run: Callable[[], object], cpu_time: bool) -> float:
-    """Seconds."""
-    clock = time.process_time if cpu_time else time.perf_counter
-    began = clock()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return clock() - began
-
-
 def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int, cpu_time: bool) -> dict[str, list[float]]:
     """Seconds of each in each round; a change of the machine's speed meets them all.
 
@@ -112,7 +102,7 @@ def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int, cpu_time:
         for name, run in runs.items():
             if name != "fvlight":
                 run()
-            found[name].append(timed(run, cpu_time))
+            found[name].append(timed(run, cpu_time=cpu_time))
     return found
 
 
@@ -125,7 +115,7 @@ def best_chunk(
         try:
             run = passes(respond, u, chunk, list(range(chunk)))
             run()
-            found[chunk] = 1000 * min(timed(run, cpu_time) for _ in range(3)) / chunk
+            found[chunk] = 1000 * min(timed(run, cpu_time=cpu_time) for _ in range(3)) / chunk
         except RuntimeError as error:  # (also what CUDA says when its memory is full)
             if "memory" not in str(error):
                 raise

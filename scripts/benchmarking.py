@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -16,12 +17,15 @@ def multiply_adds(run: Callable[[], object]) -> float:
     return counter.get_total_flops() / 2
 
 
-def timed(run: Callable[[], object], times: int = 1) -> float:
-    """Seconds for each of several runs."""
-    began = time.perf_counter()
+def timed(run: Callable[[], object], times: int = 1, cpu_time: bool = False) -> float:
+    """Seconds for each of several runs, by the clock or of the process alone."""
+    clock = time.process_time if cpu_time else time.perf_counter
+    began = clock()
     for _ in range(times):
         run()
-    return (time.perf_counter() - began) / times
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (clock() - began) / times
 
 
 def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int, least: float = 0.0) -> dict[str, list[float]]:

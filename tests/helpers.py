@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
 
 from fvlight.network import split_call
@@ -240,6 +246,33 @@ def toy(name: str) -> nn.Module:
     return built(TOYS[name][0])
 
 
+def save_pictures(folder: Path, count: int, noise: tuple[int, int], size: tuple[int, int]) -> Path:
+    """``0.png``, ``1.png``, … of (height, width) ``size``, each a row higher than the last, and a file that is none.
+
+    Random numbers of (rows, columns) ``noise``, interpolated; the fifth picture is grey.
+    """
+    generator = np.random.default_rng(0)
+    for i in range(count):
+        picture = Image.fromarray(generator.integers(0, 256, (*noise, 3), dtype=np.uint8))
+        picture = picture.resize((size[1], size[0] + i))
+        (picture.convert("L") if i == 4 else picture).save(folder / f"{i}.png")
+    (folder / "2b.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with room for 3 MB; skips where none can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no small disk: mounting one takes root's rights")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
 @contextmanager
 def handlers_taken_off() -> Iterator[None]:
     """Takes off the log handlers that Hydra leaves behind."""
@@ -258,6 +291,15 @@ def no_handlers() -> Iterator[None]:
     """`handlers_taken_off` for a whole test."""
     with handlers_taken_off():
         yield
+
+
+@pytest.fixture(name="script")
+def benchmark_script(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The benchmark that a file of tests is named after; take `one_thread` as well, which its ``--threads`` changes."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    module = import_module(request.path.stem.removeprefix("test_"))
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: True)  # for the whole process: not in a test
+    return module
 
 
 @pytest.fixture(scope="module", autouse=True)

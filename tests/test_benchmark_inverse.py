@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -17,23 +14,7 @@ from fvlight.analysis.jacobians import jacobians
 from fvlight.parameterizations import SigmoidPixels
 from fvlight.response import Response
 from fvlight.zoo import load_network
-from tests.helpers import relative_error
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    specification = importlib.util.spec_from_file_location("benchmark_inverse", SCRIPTS / "benchmark_inverse.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, "benchmark_inverse", module)
-    specification.loader.exec_module(module)
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(module, "keep_freed_memory", lambda: True)  # for the whole process: not in a test
-    yield module
-    torch.set_num_threads(threads)
+from tests.helpers import benchmark_script, one_thread, relative_error  # noqa: F401
 
 
 def test_all_ways_give_the_same_rows(script: ModuleType) -> None:

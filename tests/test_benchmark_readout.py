@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,9 +11,8 @@ import torch
 
 from fvlight import Readout
 from fvlight.zoo import load_network
-from tests.helpers import relative_error
+from tests.helpers import benchmark_script, one_thread, relative_error  # noqa: F401
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 # VGG-19 up to conv3_1 [Simonyan & Zisserman 2015, Table 1]: multiply-adds for each position of each convolution, and
 # the side of its map: in the window of one unit of conv3_1, in the padded map of that window's size.
 CONVS = {
@@ -24,21 +20,6 @@ CONVS = {
     "conv2_1": (9 * 64 * 128, 8, 12), "conv2_2": (9 * 128 * 128, 6, 12), "conv3_1": (9 * 128 * 256, 1, 6),
 }  # fmt: skip
 BLOCKS = ((64, 2, 224), (128, 2, 112), (256, 4, 56), (512, 4, 28), (512, 4, 14))  # channels, convolutions, side
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    specification = importlib.util.spec_from_file_location("benchmark_readout", SCRIPTS / "benchmark_readout.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(module, "keep_freed_memory", lambda: True)  # for the whole process: not in a test
-    yield module
-    torch.set_num_threads(threads)
-    sys.modules.pop("benchmarking", None)
 
 
 def whole_vgg() -> int:

@@ -220,8 +220,8 @@ def _check_way(values: Tensor, name: str, what: str) -> None:
     Raises:
         FvlightError: no, and what there is instead.
     """
-    kinds = _operations(values)
-    if hidden := [kind for kind in kinds if kind.rpartition("::")[2] in UNREACHED]:
+    kinds = operations_behind(values)
+    if hidden := [kind for kind in kinds if kind in UNREACHED]:
         raise FvlightError(
             f"{name!r} has compiled, scripted or exported parts ({hidden[0]}), whose ReLUs can't be reached: "
             "hand over the module that they were made from"
@@ -240,15 +240,15 @@ def _check_way(values: Tensor, name: str, what: str) -> None:
         )
 
 
-def _operations(value: Tensor) -> Counter[str]:
-    """How often each kind of operation stands between the leaves and a value, by autograd's names: Relu, Silu, …"""
-    waiting, seen = [value.grad_fn], {value.grad_fn}
-    kinds: Counter[str] = Counter()
-    while waiting:
-        node = waiting.pop()
-        assert node is not None
-        kinds[re.sub(r"Backward\d*$", "", node.name())] += 1
-        following = {n for n, _ in node.next_functions if n is not None} - seen
-        seen |= following
-        waiting += following
-    return kinds
+def operations_behind(value: Tensor) -> Counter[str]:
+    """How often each kind of operation stands between the leaves and a value, by autograd's names: Relu, Silu, …
+
+    The nearest to the value come first.
+    """
+    nodes: list[Any] = [value.grad_fn]
+    seen = set(nodes)
+    for node in nodes:  # which grows meanwhile
+        following = dict.fromkeys(n for n, _ in node.next_functions if n is not None and n not in seen)
+        seen.update(following)
+        nodes += following
+    return Counter(re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2]) for node in nodes)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fvlight.attribution.composites import Composite
-from fvlight.attribution.gradients import RECTIFIERS
+from fvlight.attribution.gradients import RECTIFIERS, operations_behind
 from fvlight.attribution.intercept import in_place
 from fvlight.attribution.relevance_rules import Affine, Ledger, PassRelevance, ShareRelevance
 from fvlight.errors import FvlightError
@@ -208,15 +208,8 @@ def check_way(value: Tensor, between: str) -> None:
     Raises:
         FvlightError: no; names the operation.
     """
-    waiting, seen = [value.grad_fn], {value.grad_fn}
-    while waiting:
-        node = waiting.pop(0)
-        assert node is not None
-        kind = re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2])
+    for kind in operations_behind(value):
         if kind not in MOVES:
             name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower().strip("_")
             instead = "explain the layer in front of it (layer=NAME), or " if kind in SQUASHING else ""
             raise FvlightError(f"relevance has no rule for the {name!r} between {between}: {instead}take gradient")
-        following = [n for n in dict.fromkeys(n for n, _ in node.next_functions) if n is not None and n not in seen]
-        seen.update(following)
-        waiting += following

@@ -5,8 +5,11 @@ All methods of attribution answer for the same address (network, layer, unit, po
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -23,6 +26,15 @@ Place = Literal["mean", "center"] | int | tuple[int, int] | None
 def as_network(network: Network | nn.Module) -> Network:
     """A bare module is taken for a network on RGB in [0, 1]."""
     return network if isinstance(network, Network) else Network(network)
+
+
+def on_device(network: Network, device: torch.device) -> Network:
+    """The network itself if its weights are there, else a copy."""
+    module = network.module
+    weights = next(chain(module.parameters(), module.buffers()), None)
+    if weights is None or weights.device == device:
+        return network
+    return replace(network, module=copy.deepcopy(module).to(device))
 
 
 def read_maps(network: Network, images: Tensor, layer: str | None) -> Tensor:

@@ -8,17 +8,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fvlight.errors import FvlightError
-from fvlight.network import InputSpace
-from fvlight.operations import Pair
-from fvlight.parameterizations.pixels import require
+from fvlight.parameterizations.pixels import PixelParameters
 from fvlight.parameterizations.spectral import spectral_filter
 
 LEVELS = 255
 
 
 @dataclass(frozen=True)
-class Levels:
+class Levels(PixelParameters):
     """Levels from about -128 to 128 as parameters, nothing bounds them [Mahendran & Vedaldi 2015; FeatureVis].
 
     For networks on 0 to 255 without a division these are the input itself; all others are brought to that scale, so
@@ -32,23 +29,8 @@ class Levels:
             step changes large shapes, about which a network's maps say little, as readily as fine noise.
     """
 
-    input_space: InputSpace
-    size: Pair
     sd: float = 10.0
     preconditioned: bool = False
-
-    def __post_init__(self) -> None:
-        require(self.size, self.sd)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one problem's parameters, and of its image."""
-        return self.input_space.channels, self.size[0], self.size[1]
-
-    def start(self, seed: int) -> Tensor:
-        """Parameters (C, H, W) of one problem, drawn from its own seed; float32."""
-        generator = torch.Generator().manual_seed(seed)
-        return self.sd * torch.randn(self.shape, generator=generator, dtype=torch.float32)
 
     def __call__(self, raw: Tensor) -> Tensor:
         """Parameters (b, C, H, W) to images of the same shape, in input space."""
@@ -61,13 +43,7 @@ class Levels:
         Raises:
             FvlightError: another size, numbers that are not finite.
         """
-        if images.dim() != 4 or tuple(images.shape[1:]) != self.shape:
-            raise FvlightError(
-                f"images of shape {tuple(images.shape)}: (images, {', '.join(map(str, self.shape))}) is parameterized "
-                "here; resize them or give another size"
-            )
-        if not images.isfinite().all():
-            raise FvlightError("the images hold NaN or infinite numbers: they have no parameters")
+        self._require_images(images)
         levels = self.of(images)
         return self._filtered(levels, 1 / self._gain) if self.preconditioned else levels
 

@@ -17,18 +17,12 @@ CLIP = 1 / 512
 
 
 @dataclass(frozen=True)
-class SigmoidPixels:
-    """``rgb = sigmoid(raw)``, each pixel and channel by itself, in the network's input space [R, Sec. 3].
-
-    Args:
-        input_space: of the network. Grey has one sigmoid a pixel.
-        size: (height, width) of the images.
-        sd: standard deviation of the parameters at the start; Lucid's 0.01 is a nearly even grey.
-    """
+class PixelParameters:
+    """As many parameters as an image has numbers. What `SigmoidPixels` and `Levels` have in common."""
 
     input_space: InputSpace
     size: Pair
-    sd: float = 0.01
+    sd: float
 
     def __post_init__(self) -> None:
         require(self.size, self.sd)
@@ -42,6 +36,29 @@ class SigmoidPixels:
         """Parameters (C, H, W) of one problem, drawn from its own seed; float32."""
         generator = torch.Generator().manual_seed(seed)
         return self.sd * torch.randn(self.shape, generator=generator, dtype=torch.float32)
+
+    def _require_images(self, images: Tensor) -> None:
+        """An error unless these are finite images of this size."""
+        if images.dim() != 4 or tuple(images.shape[1:]) != self.shape:
+            raise FvlightError(
+                f"images of shape {tuple(images.shape)}: (images, {', '.join(map(str, self.shape))}) is parameterized "
+                "here; resize them or give another size"
+            )
+        if not images.isfinite().all():
+            raise FvlightError("the images hold NaN or infinite numbers: they have no parameters")
+
+
+@dataclass(frozen=True)
+class SigmoidPixels(PixelParameters):
+    """``rgb = sigmoid(raw)``, each pixel and channel by itself, in the network's input space [R, Sec. 3].
+
+    Args:
+        input_space: of the network. Grey has one sigmoid a pixel.
+        size: (height, width) of the images.
+        sd: standard deviation of the parameters at the start; Lucid's 0.01 is a nearly even grey.
+    """
+
+    sd: float = 0.01
 
     def __call__(self, raw: Tensor) -> Tensor:
         """Parameters (b, C, H, W) to images of the same shape, in input space."""
@@ -57,13 +74,7 @@ class SigmoidPixels:
         Raises:
             FvlightError: another size, numbers that are not finite, or outside of [0, 1] by more than ``clip``.
         """
-        if images.dim() != 4 or tuple(images.shape[1:]) != self.shape:
-            raise FvlightError(
-                f"images of shape {tuple(images.shape)}: (images, {', '.join(map(str, self.shape))}) is parameterized "
-                "here; resize them or give another size"
-            )
-        if not images.isfinite().all():
-            raise FvlightError("the images hold NaN or infinite numbers: they have no parameters")
+        self._require_images(images)
         rgb = self.input_space.to_rgb(images)
         low, high = rgb.min().item(), rgb.max().item()
         if low < -clip or high > 1 + clip:

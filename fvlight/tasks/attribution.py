@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fvlight.attribution.lrp import BOUND, relevance
-from fvlight.attribution.methods import explain, method_named
-from fvlight.attribution.units import Place, Units, as_network, chosen_units, read_maps, unit_values
+from fvlight.attribution.methods import method_named
+from fvlight.attribution.units import Place, Units, as_network, chosen_units, on_device, read_maps, unit_values
 from fvlight.errors import FvlightError
 from fvlight.network import Network
 from fvlight.pictures import Batch, Loaded
@@ -84,20 +82,16 @@ class AttributionTask(L.LightningModule):
         self.methods, self.layer, self.unit, self.place = methods, layer, unit, position
         self.said: list[str] = []  # what the methods had to say of images
         self.unread: list[str] = []  # what is wrong with pictures that were left out
-        self._here: Network | None = None  # a copy on the device
+        self._here = self.network  # on the device
         self._size = 0  # of a batch of bare images
 
     def on_predict_start(self) -> None:
-        module = self.network.module
-        weights = next(chain(module.parameters(), module.buffers()), None)
-        if weights is not None and weights.device != self.device:
-            self._here = replace(self.network, module=copy.deepcopy(module).to(self.device))
+        self._here = on_device(self.network, self.device)
 
     def on_predict_end(self) -> None:
-        self._here = None
+        self._here = self.network
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Attribution | None:
-        network = self._here or self.network
         if isinstance(batch, Loaded):
             batch, unread = batch
             self.unread += [text for _, text in unread]
@@ -109,7 +103,7 @@ class AttributionTask(L.LightningModule):
                 self._size = max(self._size, len(batch))  # the last one may be smaller
                 batch = Batch(batch_idx * self._size + torch.arange(len(batch)), batch)
             images = batch.images.detach().clone()  # what was made in inference mode has no gradients
-            return self._explain(network, batch.rows, images, torch.bfloat16 if half else None)
+            return self._explain(self._here, batch.rows, images, torch.bfloat16 if half else None)
 
     def _explain(self, network: Network, rows: Tensor, images: Tensor, dtype: torch.dtype | None) -> Attribution:
         with torch.no_grad():
@@ -126,7 +120,7 @@ class AttributionTask(L.LightningModule):
                 if name == "lrp":
                     raw = self._relevance(network, images, units, accounts, **given)
                 else:
-                    raw, _ = explain(name, network, images, self.layer, units, self.place, **given)
+                    raw = method_named(name).function(network, images, self.layer, units, position=self.place, **given)
             found[name] = raw.detach().float().cpu()
             notes += [f"{name}: {warning.message}" for warning in said]
         self.said += notes

@@ -6,13 +6,11 @@ and what is interrupted has all methods of the pictures that are done.
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from itertools import chain
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from fvlight.analysis.map_comparison import (
     imagenet_class,
     measure,
 )
-from fvlight.attribution.units import Place, chosen_units, read_maps
+from fvlight.attribution.units import Place, chosen_units, on_device, read_maps
 from fvlight.errors import FvlightError, unknown
 from fvlight.network import Network
 from fvlight.pictures import Pictures
@@ -97,9 +95,7 @@ class MapQualityTask(L.LightningModule):
         return DataLoader(left, batch_size=None)
 
     def on_predict_start(self) -> None:
-        weights = next(chain(self.network.module.parameters(), self.network.module.buffers()), None)
-        if weights is not None and weights.device != self.device:
-            self._here = replace(self.network, module=copy.deepcopy(self.network.module).to(self.device))
+        self._here = on_device(self.network, self.device)
 
     def on_predict_end(self) -> None:
         self._here = self.network

@@ -11,6 +11,7 @@ from fvlight.attribution.units import (
     check_images,
     chosen_units,
     differentiable,
+    on_device,
     read_maps,
     silent,
     unit_values,
@@ -34,6 +35,17 @@ class Returns(nn.Module):
 
     def forward(self, x):
         return self.makes(x if self.inner is None else self.inner(x))
+
+
+@pytest.mark.parametrize("build", [nn.Linear, nn.BatchNorm1d])
+def test_a_network_is_copied_to_another_device_alone(build):
+    network = Network(nn.Sequential(build(3, 3) if build is nn.Linear else build(3, affine=False)), "small")
+    assert on_device(network, torch.device("cpu")) is network
+    there = on_device(network, torch.device("meta"))
+    assert (there.name, {value.device.type for value in there.module.state_dict().values()}) == ("small", {"meta"})
+    assert {value.device.type for value in network.module.state_dict().values()} == {"cpu"}
+    plain = Network(nn.ReLU())
+    assert on_device(plain, torch.device("meta")) is plain
 
 
 @pytest.mark.parametrize("name", TOYS)

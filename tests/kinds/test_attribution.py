@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fvlight import attribution, cli
 from fvlight.attribution.lrp import relevance
 from fvlight.attribution.methods import METHODS
-from fvlight.kinds.attribution import PictureAttribution
+from fvlight.kinds.attribution import PictureAttribution, stored, stored_rows
 from fvlight.zoo import load_network
 from tests.helpers import handlers_taken_off, no_handlers, one_thread  # noqa: F401
 
@@ -136,6 +136,17 @@ def test_interrupted_and_gone_on_with(
     for name in here:
         torch.testing.assert_close(here[name], there[name], msg=name)
     assert seen == [[0, 1]]
+
+
+def test_rows_of_the_file_and_of_the_batches_beside_it(tmp_path: Path) -> None:
+    assert stored_rows(tmp_path) == set()
+    (tmp_path / "maps").mkdir()
+    files = {"maps.safetensors": [0, 3], "maps/00000001.safetensors": [1, 2], "maps/00000007.safetensors": [7]}
+    for number, (name, rows) in enumerate(files.items(), 1):
+        save_file({"rows": torch.tensor(rows), "images": torch.rand(len(rows), 3)}, tmp_path / name)
+        found = stored_rows(tmp_path)
+        assert found == {row for rows in list(files.values())[:number] for row in rows}
+        assert found == {int(row) for part in stored(tmp_path) for row in part["rows"]}
 
 
 def test_maps_of_another_unit_are_not_taken_for_these(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from fvlight import cli
 from fvlight.tasks import DatasetExamplesTask
-from tests.helpers import handlers_taken_off, no_handlers, one_thread  # noqa: F401
+from tests.helpers import handlers_taken_off, no_handlers, one_thread, save_pictures  # noqa: F401
 
 NETWORK = ["network=cifar_resnet20", "network.weights=random", "layer=layer2.0.conv1", "trainer=cpu"]
 SHORT = ["task=dataset_examples", *NETWORK, "unit=[3,0]", "top=3", "batch=2"]
@@ -31,14 +31,7 @@ def surroundings(no_handlers: None, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven pictures, one of which is grey, and a file that is none."""
-    folder = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    for i in range(7):
-        picture = Image.fromarray(generator.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((48, 36 + i))
-        (picture.convert("L") if i == 4 else picture).save(folder / f"{i}.png")
-    (folder / "2b.png").write_bytes(b"no picture")
-    return folder
+    return save_pictures(tmp_path_factory.mktemp("pictures"), 7, (9, 12), (36, 48))
 
 
 @pytest.fixture(scope="module")

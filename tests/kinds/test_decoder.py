@@ -19,7 +19,7 @@ from torch import Tensor
 from fvlight import cli
 from fvlight.kinds import decoder as kind
 from fvlight.tasks import Decoder, DecoderTask
-from tests.helpers import handlers_taken_off, no_handlers, one_thread  # noqa: F401
+from tests.helpers import handlers_taken_off, no_handlers, one_thread, save_pictures  # noqa: F401
 
 NETWORK = ["network=cifar_resnet20", "network.weights=random", "layer=layer2.0.conv1", "trainer=cpu"]
 SHORT = ["task=decoder", *NETWORK, "image_size=[16,16]", "epochs=3", "batch=4", "width=4", "validation=0.3"]
@@ -33,14 +33,7 @@ def surroundings(no_handlers: None, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten pictures, one of which is grey, and a file that is none."""
-    folder = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    for i in range(10):
-        picture = Image.fromarray(generator.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((24, 20 + i))
-        (picture.convert("L") if i == 4 else picture).save(folder / f"{i}.png")
-    (folder / "2b.png").write_bytes(b"no picture")
-    return folder
+    return save_pictures(tmp_path_factory.mktemp("pictures"), 10, (5, 6), (20, 24))
 
 
 @pytest.fixture(scope="module")
