@@ -20,6 +20,7 @@ from fvlight.paper_figures import FIGURES
 from fvlight.report import write_report
 from fvlight.results import write_curves, write_images, write_metrics, write_summary
 from fvlight.settings import chosen_layer, number
+from fvlight.training.drive import Driven
 
 CLAIMS: dict[str, Callable[..., list[Claim]]] = {
     **cadena2018.CLAIMS, **reinbold2020.CLAIMS, **gruen2016.CLAIMS, **gruen2016_reconstruction.CLAIMS,
@@ -31,14 +32,16 @@ SIBLINGS = ("realizations", "start", "image")  # settings that may name another 
 class Outcome:
     """What a run or an experiment left behind; ``results``, ``networks`` and ``nan`` by the names of its runs.
 
-    ``nan`` names, in words, the problems that became NaN; runs without any are not in it.
+    ``nan`` names, in words, the problems that became NaN; runs without any are not in it. ``interrupted`` is the number
+    of the signal that ended it, or 0. Of several processes the first writes all there is; in the others only that
+    number is set.
     """
 
     summary: dict[str, Any]
     results: dict[str, Any]
     networks: dict[str, Network]
     report: Path
-    interrupted: bool
+    interrupted: int
     nan: dict[str, str] = field(default_factory=dict)
 
 
@@ -87,18 +90,32 @@ def run(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, command
     if (why := settings.get("whole_image")) and config["image_size"] is None:
         size = " x ".join(str(side) for side in settings["image_size"])
         print(f"the units of {layer!r} see the whole image of {size} pixels: {why}", file=sys.stderr)
-    precision, device, interrupted = kind.drive(config, task, run_dir, logger)
+    driven = kind.drive(config, task, run_dir, logger)
+    if driven.first:
+        outcome = _written(config, network, task, settings, driven, run_dir, command)
+    else:
+        outcome = Outcome({}, {}, {}, run_dir, driven.interrupted)
+    driven.wait()  # what comes next may read the files
+    return outcome
+
+
+def _written(
+    config: Mapping[str, Any], network: Network, task: Any, settings: dict[str, Any], driven: Driven, run_dir: Path,
+    command: str,
+) -> Outcome:  # fmt: skip
+    """Write the files of a run that has ended."""
+    kind = kind_named(config)
     result = task.result or task.collect()
     write_images(run_dir, **kind.tensors(result, network))
     write_metrics(run_dir, kind.COLUMNS, kind.rows(task))
     units = result.summary()
-    if (description := kind.describe(config, task, result, device)) is not None:
+    if (description := kind.describe(config, task, result, driven.device)) is not None:
         write_curves(run_dir, description.tensors())
         units = [{**unit, "description": more} for unit, more in zip(units, description.summary(), strict=True)]
     nan = nan_problems(kind.problems(result))
     results, networks = {network.name: result}, {network.name: network}
     summary = {
-        **_summary(config, task, settings, precision, command),
+        **_summary(config, task, settings, driven.precision, command),
         "complete": result.complete,
         "units": units,
         "warnings": [*result.warnings, *([f"became NaN and kept their last finite images: {nan}"] if nan else [])],
@@ -106,7 +123,7 @@ def run(config: Mapping[str, Any], run_dir: Path, logger: Logger | None, command
     }
     write_summary(run_dir, summary)
     report = write_report(run_dir)
-    return Outcome(summary, results, networks, report, interrupted, {network.name: nan} if nan else {})
+    return Outcome(summary, results, networks, report, driven.interrupted, {network.name: nan} if nan else {})
 
 
 def conclude(
@@ -156,6 +173,10 @@ def run_experiment(
         print(f"{name}", file=sys.stderr)
         siblings = {key: str(run_dir / str(part[key])) for key in SIBLINGS if part.get(key) in runs}
         outcome = run({**part, **siblings}, run_dir / name, None, command)
+        if outcome.interrupted:
+            return outcome
+        if not outcome.summary:  # another process writes
+            continue
         (results[name],), (networks[name],) = outcome.results.values(), outcome.networks.values()
         parts[name] = {
             key: outcome.summary[key]
@@ -163,8 +184,8 @@ def run_experiment(
         }
         for text in outcome.nan.values():
             nan[name] = text
-        if outcome.interrupted:
-            return outcome
+    if not parts:  # another process writes
+        return Outcome({}, {}, {}, run_dir, interrupted=0)
     summary = {
         "task": "experiment",
         "experiment": config.get("experiment_name"),
@@ -178,4 +199,4 @@ def run_experiment(
         "warnings": [f"{name}: {text}" for name, part in parts.items() for text in part["warnings"]],
     }
     write_summary(run_dir, summary)
-    return Outcome(summary, results, networks, write_report(run_dir), interrupted=False, nan=nan)
+    return Outcome(summary, results, networks, write_report(run_dir), interrupted=0, nan=nan)

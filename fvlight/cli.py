@@ -6,11 +6,12 @@ import logging
 import os
 import re
 import shlex
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,10 @@ from fvlight.cli_networks import (
     print_layer_table,
     print_networks,
 )
+from fvlight.cli_processes import FOLLOW, JobResult, conclude_sweep, leads, require_one_folder, results, swept
+from fvlight.cli_resume import quoted, recording, with_resume
 from fvlight.errors import FvlightError, did_you_mean
+from fvlight.trusted import trusted_class
 
 if TYPE_CHECKING:
     from fvlight.application import Outcome
@@ -34,11 +38,12 @@ USAGE_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for an error the user can mend, 130 after Ctrl-C."""
+    """Run the command line; returns the exit status: 0, 2 for an error the user can mend, and after a signal 128
+    and its number: 130 after Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     wants_traceback = os.environ.get(FULL_ERROR) not in (None, "", "0")
     try:
-        with _hydra_raises():
+        with _hydra_raises(), nullcontext() if leads() else _mute():
             return _run(given)
     except KeyboardInterrupt:
         print("fvlight: stopped", file=sys.stderr)
@@ -61,7 +66,17 @@ def _run(given: list[str]) -> int:
     wanted = set() if {"-h", "--help"} & set(given) else set(given) - set(settings)
     if LIST_NETWORKS in wanted:
         return print_networks(settings)
-    arguments = _with_resume(settings)
+    if FOLLOW in settings:  # rank 0 has already made of them what they are
+        arguments = [text for text in settings if text != FOLLOW]
+    else:
+        if not wanted and not {"-h", "--help"} & set(given):
+            require_one_folder(settings)
+        resumed = with_resume(settings, CONFIG)
+        if resumed is None:
+            return 0
+        arguments = resumed
+    if not leads():
+        arguments = [*arguments, "hydra.output_subdir=null"]  # the record is rank 0's to write
     add_library_networks(arguments)
     return print_layer_table(arguments, CONFIG) if LIST_LAYERS in wanted else _run_hydra(arguments)
 
@@ -69,35 +84,55 @@ def _run(given: list[str]) -> int:
 def _run_hydra(arguments: list[str]) -> int:
     import hydra
 
-    status = [0]
-    failures: list[Exception] = []
-
     @hydra.main(version_base="1.3", config_path="pkg://fvlight.conf", config_name=CONFIG)
-    def application(config: Any) -> None:
-        logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its cache of fonts
-        import lightning  # noqa: F401  (sets its loggers' levels, which are changed below)
+    def application(config: Any) -> JobResult:
+        return _job(config, arguments)
 
-        try:
-            with _quiet():
-                status[0] = max(status[0], _application(config))
-        except Exception as error:  # kept from Hydra, which would print lines of its own about it
-            failures.append(error)
-
+    results.clear()
     argv = sys.argv
     sys.argv = ["fvlight", *arguments]
     try:
         application()
     finally:
         sys.argv = argv
-    if failures:
-        raise failures[0]
-    return status[0]
+    if None not in results:
+        return conclude_sweep()
+    if error := results[None].error:
+        raise error
+    return results[None].status
 
 
-def _application(config: Any) -> int:
+def _job(config: Any, arguments: list[str]) -> JobResult:
+    """One Hydra job, maybe in a process of its own: errors are kept from Hydra, which would print lines of its own."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its cache of fonts
+    import lightning  # noqa: F401  (sets its loggers' levels, which are changed below)
+
+    hydra_config = HydraConfig.get()
+    number = hydra_config.job.num if hydra_config.mode == RunMode.MULTIRUN else None
+    changes = " ".join(text for text in hydra_config.overrides.task if text.partition("=")[0] in swept(arguments))
+    name = (number, changes, hydra_config.runtime.output_dir)
+    before = next((job.status for job in results.values() if job.interrupted), 0)
+    if before:  # an interruption is for the whole sweep
+        return JobResult(*name, before)
+    try:
+        with _quiet():
+            return JobResult(*name, _application(config, arguments))
+    except Exception as error:
+        line = explain(error)
+        status, text = (1, traceback.format_exc()) if line is None else (USAGE_ERROR, line)
+        return JobResult(*name, status, text, error)
+
+
+def _application(config: Any, arguments: list[str]) -> int:
     """One Hydra job."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
+
+    from fvlight.training import launching
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
@@ -105,25 +140,42 @@ def _application(config: Any) -> int:
     command = shlex.join(["fvlight", *overrides])
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     settings["experiment_name"] = hydra_config.runtime.choices.get("experiment")
-    with _recorded(run_dir, overrides) if settings["resume"] else nullcontext():
+    if hydra_config.mode == RunMode.MULTIRUN:
+        launching.refuse_in_sweep(settings["trainer"])
+    again = [sys.executable, "-m", "fvlight", FOLLOW, *arguments, f"hydra.run.dir={quoted(run_dir)}"]
+    with launching.others_by(again), recording(run_dir, overrides) if settings["resume"] and leads() else nullcontext():
         outcome = _outcome(settings, overrides, run_dir, command)
-    return _finish(outcome, run_dir)
+    return _finish(outcome, run_dir, overrides) if leads() else 0
 
 
 def _outcome(settings: dict[str, Any], overrides: list[str], run_dir: Path, command: str) -> Outcome:
     """Run an experiment or a single run."""
-    from hydra.utils import instantiate
-
     from fvlight import application
     from fvlight.report import print_summary_table
 
     if settings["runs"]:
         parts = _parts(settings["runs"], _of_runs(overrides))
+        parts = {name: {**part, "trusted": settings["trusted"]} for name, part in parts.items()}  # not theirs to say
         return application.run_experiment(settings, parts, run_dir, command)
-    logger = settings.pop("logger", None)
-    outcome = application.run(settings, run_dir, instantiate(logger) if logger else None, command)
-    print_summary_table(outcome.summary, outcome.report)
+    logger = _logger(settings.pop("logger", None), settings["trusted"])
+    outcome = application.run(settings, run_dir, logger, command)
+    if leads():
+        print_summary_table(outcome.summary, outcome.report)
     return outcome
+
+
+def _logger(config: dict[str, Any] | None, trusted: list[str]) -> Any:
+    """The logger of a configuration: plain values for a class of Lightning's loggers, or one of a trusted package."""
+    from lightning.pytorch.loggers import Logger
+
+    if not config:
+        return None
+    target = str(config.pop("_target_", ""))
+    made = trusted_class(target, Logger, trusted)  # type: ignore[type-abstract]
+    try:
+        return made(**config)
+    except Exception as error:  # whatever others' loggers raise
+        raise FvlightError(f"logger: {target} can't be made ({error})") from error
 
 
 def _of_runs(typed: Sequence[str]) -> list[str]:
@@ -169,14 +221,16 @@ def in_order(changes: list[str], typed: list[str]) -> list[str]:
     return [*first, *typed, *(text[1:] for text in changes if text.startswith("!"))]
 
 
-def _finish(outcome: Outcome, run_dir: Path) -> int:
+def _finish(outcome: Outcome, run_dir: Path, overrides: list[str]) -> int:
     """The last lines on the terminal, and the exit status."""
     for claim in outcome.summary["claims"]:
         verdict = {True: "holds", False: "DOES NOT HOLD", None: "undecided"}[claim["holds"]]
         print(f"{verdict}: {claim['claim']} ({claim['measured']}; expected {claim['expected']})")
     if outcome.interrupted:
-        print(f"interrupted; go on with: fvlight resume={shlex.quote(str(run_dir))}", file=sys.stderr)
-        return 130
+        again = ["fvlight", f"resume={run_dir}", *(text for text in overrides if text.startswith("trusted="))]
+        name = signal.Signals(outcome.interrupted).name
+        print(f"interrupted by {name}; go on with: {shlex.join(again)}", file=sys.stderr)
+        return 128 + outcome.interrupted
     if outcome.summary["task"] == "experiment":
         print(outcome.report)
     if outcome.nan:
@@ -186,73 +240,6 @@ def _finish(outcome: Outcome, run_dir: Path) -> int:
             f"trainer.precision=32-true. Everything else is in {run_dir}"
         )
     return 0
-
-
-# -- resuming --------------------------------------------------------------------------------------------------
-
-
-def _with_resume(arguments: list[str]) -> list[str]:
-    """``resume=DIR`` becomes the settings of that run, what else was typed, and its directory."""
-    given = [text for text in arguments if text.startswith("resume=")]
-    folder = _unquoted(given[-1].partition("=")[2]) if given else ""
-    if folder in ("", "null"):
-        _refuse_old_run(arguments)
-        return arguments
-    from omegaconf import OmegaConf
-
-    run_dir = Path(folder).expanduser().resolve()
-    recorded = run_dir / ".hydra" / "overrides.yaml"
-    # Hydra writes "[]" where nothing was typed: an empty file is a run that was killed as it began
-    if not recorded.is_file() or not recorded.read_text().strip():
-        state = "empty: start the run anew" if recorded.is_file() else "missing"
-        raise FvlightError(f"resume={folder}: there is no run to go on with ({recorded} is {state})")
-    before = [str(text) for text in OmegaConf.load(recorded) or []]
-    now = [text for text in arguments if text not in given]
-    kept = [text for text in before if not text.startswith("resume=")]
-    place = quoted(run_dir)
-    # Hydra would replace the record before the run could refuse what was typed: see `_recorded`
-    return [*kept, *now, f"resume={place}", f"hydra.run.dir={place}", "hydra.output_subdir=null"]
-
-
-@contextmanager
-def _recorded(run_dir: Path, overrides: list[str]) -> Iterator[None]:
-    """Add what was typed to a resumed run's record in one step; take it back if the run refuses it."""
-    from omegaconf import OmegaConf
-
-    from fvlight.results import write_atomically
-
-    record = run_dir / ".hydra" / "overrides.yaml"
-    before = record.read_bytes()
-    write_atomically(record, lambda path: OmegaConf.save(OmegaConf.create(overrides), path))
-    try:
-        yield
-    except Exception:
-        write_atomically(record, lambda path: path.write_bytes(before))
-        raise
-
-
-def _refuse_old_run(arguments: list[str]) -> None:
-    """A directory that holds a run is not written over, before Hydra replaces that run's settings."""
-    given = [_unquoted(text.partition("=")[2]) for text in arguments if text.startswith("hydra.run.dir=")]
-    traces = ("checkpoints", "*/checkpoints", "summary.json")  # the second: of an experiment's runs
-    if given and any(any(Path(given[-1]).glob(trace)) for trace in traces):
-        raise FvlightError(
-            f"hydra.run.dir={given[-1]}: there is a run already: go on with resume={given[-1]}, "
-            "or choose another directory"
-        )
-
-
-def quoted(path: Path) -> str:
-    """A path as Hydra's override grammar takes it: backslashes count as escapes only before a quote."""
-    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(path))
-    return f"'{escaped}'"
-
-
-def _unquoted(text: str) -> str:
-    """A value without the quotes of Hydra's grammar, if it has any."""
-    if len(text) < 2 or text[0] not in "'\"" or text[0] != text[-1]:
-        return text
-    return re.sub(rf"(\\+)({text[0]}|$)", lambda found: found[1][: len(found[1]) // 2] + found[2], text[1:-1])
 
 
 # -- what users see --------------------------------------------------------------------------------------------
@@ -273,9 +260,17 @@ def _hydra_raises() -> Iterator[None]:
 
 
 @contextmanager
+def _mute() -> Iterator[None]:
+    """Of several processes one speaks; errors are printed by each that has any."""
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
+        yield
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Lightning's banners, its dependencies' deprecation notes and each try of a download are not for users."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "huggingface_hub")]
+    names = ("lightning.pytorch", "lightning.fabric", "huggingface_hub", "torch.multiprocessing.spawn")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
         with warnings.catch_warnings():
@@ -307,6 +302,11 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         groups = ", ".join(_options(""))
         return f"{_one_line(str(error))}: groups ({groups}) take names, as in network=energy_cell"
+    if type(error).__module__.partition(".")[0] in ("submitit", "joblib"):
+        return (
+            f"a job of the sweep was lost ({_one_line(str(error).splitlines()[0])}); the same command with resume=auto "
+            "and hydra.sweep.dir=DIR goes on with what it has saved"
+        )
     if isinstance(error, OSError):
         place = f" {error.filename!r}" if error.filename else ""
         return (

@@ -32,7 +32,8 @@ from fvlight.results import SUMMARY, write_atomically
 
 PAPER = "cadena2018"
 LOG = "output.log"
-NOT_COMPARED = {"claims", "runs", "resume", "checkpoint_seconds"}  # change nothing that a run computes
+# what changes nothing that a run computes
+NOT_COMPARED = {"claims", "runs", "resume", "checkpoint_seconds", "checkpoint_steps", "trusted"}
 RESERVED = ("experiment=", "resume=", "hydra.")
 Settings = dict[str, dict[str, Any]]  # the configurations of an experiment's runs
 

@@ -34,10 +34,13 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # on the disk before it takes the old one's place
         os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
+    except BaseException as error:
         with suppress(OSError):  # there may be none, or not even a folder that could hold it
             temporary.unlink()
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        if not isinstance(error, OSError | RuntimeError | SafetensorError):  # torch and safetensors have their own
+            raise
+        below = error.__context__ if isinstance(error.__context__, OSError) else error  # of torch's, what befell it
+        reason = getattr(below, "strerror", None) or str(error).partition("\n")[0]
         raise FvlightError(
             f"{str(path)!r} can't be written ({reason}): make room or choose another place with hydra.run.dir=DIR; "
             "what was there before is untouched"

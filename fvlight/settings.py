@@ -114,6 +114,14 @@ def setting(config: Mapping[str, Any], key: str, prefix: str = "") -> Any:
     return config[key]
 
 
+def truth(config: Mapping[str, Any], key: str, prefix: str = "") -> bool:
+    """True or false from a configuration."""
+    value = setting(config, key, prefix)
+    if not isinstance(value, bool):
+        raise FvlightError(f"{prefix}{key}={value}: there are true and false")
+    return value
+
+
 def number(config: Mapping[str, Any], key: str, kind: type[int] | type[float] = float, prefix: str = "") -> Any:
     """A finite number of the given kind from a configuration.
 

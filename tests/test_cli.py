@@ -176,8 +176,11 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "precision": (["trainer.precision=31"], ["trainer.precision=31", "32-true", "bf16-mixed"]),
     # on a CPU Lightning takes bfloat16 for it and says so in a warning only
     "half precision": (["trainer.precision=16-mixed"], ["trainer.precision=16-mixed", "bf16-mixed"]),
-    # Lightning would start a second `fvlight` that knows nothing of the first
-    "two devices": (["trainer=cpu", "trainer.devices=2"], ["trainer.devices=2", "trainer.devices=1"]),
+    # Lightning would start a second `fvlight` that solves the same problems
+    "ddp": (
+        ["trainer=cpu", "trainer.devices=2", "trainer.strategy=ddp"],
+        ["trainer.devices=2", "trainer.strategy=problems", "trainer.devices=1"],
+    ),
     "seed": (["seed=abc"], ["seed=abc", "whole number"]),
     "seed with a fraction": (["seed=0.5"], ["seed=0.5", "whole number"]),
     "learning rate": (["solver.lr=fast"], ["solver.lr=fast", "number"]),

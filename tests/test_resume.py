@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -10,8 +11,10 @@ import random
 import shlex
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,12 @@ from fvlight.solvers import Patience
 from fvlight.tasks import DiverseTask
 from fvlight.training import AtomicCheckpointIO, SaveRegularly
 from fvlight.zoo import load_network
-from tests.helpers import handlers_taken_off, no_handlers, one_thread  # noqa: F401  (fixtures; the last for all tests)
+from tests.helpers import (  # noqa: F401  (fixtures; the third for all tests)
+    handlers_taken_off,
+    no_handlers,
+    one_thread,
+    small_disk,
+)
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 BLOCKS = 9  # of the problem below, at least: twelve problems, five at a time, 18 steps each
@@ -179,15 +187,15 @@ def record(folder: Path) -> list[str]:
     return list(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
 
 
-def interrupt_after(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next runs of the command get a Ctrl-C in their block of this number."""
+def interrupt_after(blocks: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
+    """The next runs of the command get a Ctrl-C, or another signal, in their block of this number."""
     run_block, calls = DiverseTask.run_block, []
 
     def interrupted(task: DiverseTask) -> None:
         calls.append(1)
         run_block(task)
         if len(calls) == blocks:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     monkeypatch.setattr(DiverseTask, "run_block", interrupted)
 
@@ -311,6 +319,48 @@ def test_an_experiment_goes_on_where_it_was(run: Run, tmp_path: Path, monkeypatc
     assert whole[0]["claims"] == whole[1]["claims"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_the_exit_status_tells_the_signal(
+    number: int, run: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_after(2, patch, number)
+        status, errors = run(*SMALL, "hydra.run.dir=out", "trusted=[mine]")
+    assert status == 128 + number
+    assert f"by {signal.Signals(number).name};" in errors[-1]
+    typed = shlex.split(errors[-1].partition("go on with: ")[2])
+    assert typed == ["fvlight", f"resume={tmp_path / 'out'}", "trusted=[mine]"]
+    assert run(*typed[1:])[0] == 0
+    assert outcome(tmp_path / "out") == outcome(finished)
+
+
+def test_a_full_disk(
+    run: Run, finished: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    """One line, the last checkpoint, no half of another; with room again, the run goes on."""
+    run_block, calls, out = DiverseTask.run_block, [], small_disk / "out"
+
+    def fill(task: DiverseTask) -> None:
+        calls.append(1)
+        run_block(task)
+        if len(calls) == 4:
+            with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
+                while file.write(bytes(512)):
+                    pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiverseTask, "run_block", fill)
+        status, errors = run(*SMALL, f"hydra.run.dir={out}")
+    assert (status, len(errors)) == (2, 1)
+    for words in ("last.ckpt", os.strerror(errno.ENOSPC), "make room"):
+        assert words in errors[0]
+    files = sorted(file.name for file in (out / "checkpoints").iterdir())
+    assert files == ["last.ckpt", "last.previous.ckpt"]
+    (small_disk / "filler").unlink()
+    assert run(f"resume={out}")[0] == 0
+    assert outcome(out) == outcome(finished)
+
+
 # -- damaged checkpoints -----------------------------------------------------------------------------------
 
 
@@ -363,7 +413,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("how", KINDS)
 def test_a_damaged_checkpoint_is_one_line(how: str, finished: Path, run: Run, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "out")
-    damage(tmp_path / "out" / "checkpoints" / "last.ckpt", how, tmp_path / "trap")
+    for name in ("last.ckpt", "last.previous.ckpt"):
+        damage(tmp_path / "out" / "checkpoints" / name, how, tmp_path / "trap")
     written = outcome(tmp_path / "out")
     status, errors = run("resume=out")
     assert not (tmp_path / "trap").exists()  # nothing was unpickled
@@ -375,6 +426,25 @@ def test_a_damaged_checkpoint_is_one_line(how: str, finished: Path, run: Run, tm
     assert outcome(tmp_path / "out") == written
 
 
+@pytest.mark.parametrize("how", sorted({*KINDS} - {"foreign"}))
+def test_a_damaged_checkpoint_leaves_the_one_before(
+    how: str, run: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From there the run ends as if nothing had happened."""
+    shutil.copytree(finished, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        interrupt_after(3, patch)
+        assert run(*SMALL, "hydra.run.dir=short")[0] == 130
+    shutil.copytree(tmp_path / "short" / "checkpoints", tmp_path / "out" / "checkpoints", dirs_exist_ok=True)
+    damage(tmp_path / "out" / "checkpoints" / "last.ckpt", how, tmp_path / "trap")
+    status, errors = run("resume=out")
+    assert not (tmp_path / "trap").exists()
+    assert (status, len(errors)) == (0, 2), errors
+    assert "last.ckpt' is damaged" in errors[1]
+    assert "last.previous.ckpt" in errors[1]
+    assert outcome(tmp_path / "out") == outcome(finished)
+
+
 def test_the_trap_works(tmp_path: Path) -> None:
     """The damage above would be seen, were it ever unpickled."""
     damage(Path(shutil.copy(__file__, tmp_path / "file")), "bare pickle", tmp_path / "trap")
@@ -383,6 +453,11 @@ def test_the_trap_works(tmp_path: Path) -> None:
 
 
 # -- killed ------------------------------------------------------------------------------------------------
+
+
+def command(arguments: list[str]) -> None:
+    """The command as a process's all."""
+    sys.exit(cli.main(arguments))
 
 
 class Killable:
@@ -402,7 +477,10 @@ class Killable:
         arguments = [*self.settings, f"hydra.run.dir={self.folder}"]
         if self.began():
             arguments = [f"resume={self.folder}"]
-        process = self.context.Process(target=cli.main, args=(arguments,))
+        return self.call(arguments)
+
+    def call(self, arguments: list[str]) -> Any:
+        process = self.context.Process(target=command, args=(arguments,))
         process.start()
         return process
 
@@ -490,3 +568,29 @@ def test_killed_at_the_worst_moments(
         (folder / name).unlink()
     victim.finish()
     assert outcome(folder) == plain
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(
+    plain: tuple[bytes, dict[str, Any], bytes], long_settings: list[str], tmp_path: Path
+) -> None:
+    """The same command over and over, as a job's script calls it: it ends, however often and by what it is killed."""
+    folder, moments = tmp_path / "runs", random.Random(0)
+    typed = [*long_settings, f"hydra.run.dir={folder}/${{now:%H-%M-%S-%f}}", "resume=auto"]
+    victim, statuses = Killable(folder, long_settings), []
+    while sum(status != 0 for status in statuses) < 20 or statuses[-1]:
+        assert len(statuses) < 200
+        process = victim.call(typed)
+        process.join(moments.uniform(0, 3) if len(statuses) < 40 else 120)
+        if process.is_alive():
+            os.kill(process.pid, moments.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1]))
+            process.join(120)
+        statuses.append(process.exitcode)
+        if not process.exitcode:
+            (summary,) = folder.glob("*/summary.json")
+            assert outcome(summary.parent) == plain
+            if len(statuses) < 30:
+                shutil.rmtree(folder)  # begin another one
+    # killed while it imports, too, when nothing takes care of a signal
+    known = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGUSR1, 128 + signal.SIGTERM, 128 + signal.SIGUSR1, 0}
+    assert set(statuses) <= known

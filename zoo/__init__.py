@@ -14,6 +14,8 @@ from fvlight.errors import FvlightError, unknown
 from fvlight.network import Network
 
 from . import cells, cifar_resnet, densenet, googlenet, resnet50, squeezenet, srnet, v1_cnn, vgg  # noqa: F401  (importing registers)
+from .foreign import NAME as FOREIGN
+from .foreign import network_from_checkpoint
 from .libraries import LIBRARIES, library_names
 from .registry import BUILDERS, Builder
 from .weights import shuffle_filters
@@ -40,7 +42,8 @@ def load_network(name: str, weights: str = "default", seed: int = 0, *, shuffle:
     """Build a network.
 
     Args:
-        name: one of `list_networks()`, ``torchvision/NAME`` or ``timm/NAME``.
+        name: one of `list_networks()`, ``torchvision/NAME`` or ``timm/NAME``; ``lightning_checkpoint``: see
+            `network_from_checkpoint`.
         weights: ``default`` (the published ones, downloaded where a library provides for that), ``random`` (drawn
             with ``seed`` by the architecture's own initialisation), or a ``.safetensors`` or ``.pth`` file.
         seed: seeds random weights, and the jitter of the analytic cells.
@@ -54,6 +57,8 @@ def load_network(name: str, weights: str = "default", seed: int = 0, *, shuffle:
     library, _, model = name.partition("/")
     if library in LIBRARIES and model:
         builder: Builder = partial(LIBRARIES[library], model)
+    elif name == FOREIGN:
+        builder = network_from_checkpoint
     elif name in BUILDERS:
         builder = BUILDERS[name]
     else:

@@ -18,6 +18,7 @@ from fvlight.errors import FvlightError
 
 M = TypeVar("M", bound=nn.Module)
 PICKLES = (".pth", ".pt")  # what torch.save writes, by custom
+LIGHTNING = ".ckpt"  # what Lightning writes, with torch.save
 
 
 def weights_folder() -> Path:
@@ -38,8 +39,14 @@ def find_default(file_name: str, network: str, origin: str) -> Path:
     return path
 
 
+def find_trained(file_name: str, network: str, origin: str) -> Path:
+    """The weights that came along with fvlight (``trained/``), or else `find_default`."""
+    path = Path(__file__).parent / "trained" / file_name
+    return path if path.is_file() else find_default(file_name, network, origin)
+
+
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file, or of a ``.pth`` or ``.pt`` file that holds nothing but tensors.
+    """The tensors of a ``.safetensors`` file, or of a ``.pth``, ``.pt`` or ``.ckpt`` file without objects of any class.
 
     Of a training checkpoint the entry ``state_dict`` (or ``model``) is taken; the ``module.`` that data-parallel
     training puts before every name is taken off.
@@ -50,11 +57,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise FvlightError(f"no weights file {str(path)!r}: network.weights takes default, random or a file")
-    if path.suffix not in (".safetensors", *PICKLES):
+    if path.suffix not in (".safetensors", *PICKLES, LIGHTNING):
         raise FvlightError(
-            f"weights file {str(path)!r} is not .safetensors, .pth or .pt: convert it with safetensors.torch.save_file"
+            f"weights file {str(path)!r} is not .safetensors, .pth, .pt or .ckpt: "
+            "convert it with safetensors.torch.save_file"
         )
-    if path.suffix in PICKLES:
+    if path.suffix != ".safetensors":
         return _state_dict(_read_pickle(path), path)
     try:
         return load_file(path)

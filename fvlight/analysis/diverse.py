@@ -27,6 +27,7 @@ class DiverseResult:
         redrawn: (U, L) images whose start left the unit silent and was drawn again.
         threshold: least relative activation at the chosen lambda.
         layer: of the units.
+        log_likelihood: (U, L, n) of the images by the task's prior, in nats, from the final pass; None without one.
     """
 
     units: list[int]
@@ -41,6 +42,7 @@ class DiverseResult:
     threshold: float
     warnings: list[str] = field(default_factory=list)
     layer: str = ""
+    log_likelihood: Tensor | None = None
 
     @property
     def mean_activation(self) -> Tensor:
@@ -74,6 +76,7 @@ class DiverseResult:
 
     def _unit_summary(self, u: int, chosen: int | None) -> dict[str, Any]:
         relative, gain, mean = self.relative_activation[u], self.diversity_gain[u], self.mean_activation[u]
+        likely = None if self.log_likelihood is None else self.log_likelihood[u]
         sweep = [
             {
                 "lambda": value,
@@ -85,6 +88,7 @@ class DiverseResult:
                 "status": self.status[u][k],
                 "redrawn": int(self.redrawn[u, k]),
                 "activations": [finite(a) for a in self.activations[u, k]],
+                **({} if likely is None else {"log_likelihoods": [finite(value) for value in likely[k]]}),
             }
             for k, value in enumerate(self.lambdas)
         ]

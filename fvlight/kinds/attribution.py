@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
@@ -27,8 +28,7 @@ from fvlight.results import write_atomically, write_tensors
 from fvlight.settings import number, parse_position
 from fvlight.tasks.attribution import Attribution, AttributionTask, MapWriter, read_parts
 from fvlight.tasks.base import fingerprint, require_same
-from fvlight.training.drive import Driven
-from fvlight.training.drive import drive as go_through
+from fvlight.training.drive import Driven, predict
 
 MEASURES = ("sum", "entropy", "share_of_top_tenth", "error", "absorbed_by_bias")
 COLUMNS = ["picture", "unit", "value", "method", *MEASURES]
@@ -112,7 +112,7 @@ class PictureAttribution(AttributionTask):
         self.result: AttributionResult | None = None
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        ready = {int(row) for part in stored(self.run_dir) for row in part["rows"]}
+        ready = stored_rows(self.run_dir)
         self.done = len(ready)
         pictures = Pictures(list(self.files.values()), self.network.input_space, self.size)
         left = Subset(pictures, [row for row in range(len(pictures)) if row not in ready])
@@ -173,6 +173,16 @@ def stored(run_dir: Path) -> list[dict[str, Tensor]]:
     ]
 
 
+def stored_rows(run_dir: Path) -> set[int]:
+    """The numbers of the pictures that are in `stored`; nothing else is read."""
+    whole = [run_dir / MAPS] if (run_dir / MAPS).is_file() else []
+    rows: set[int] = set()
+    for path in (*whole, *(run_dir / PARTS).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            rows.update(file.get_tensor("rows").tolist())
+    return rows
+
+
 def build(config: Mapping[str, Any], network: Network) -> tuple[PictureAttribution, str]:
     """See `Kind`. In place of a norm's origin it is said where the images come from."""
     if config["image"] is None:
@@ -194,16 +204,12 @@ def drive(config: Mapping[str, Any], task: PictureAttribution, run_dir: Path, lo
     """Go through the pictures that are not done yet, and put what there is into one file."""
     task.run_dir, task.seed = run_dir, number(config, "seed", int)
     began = time.monotonic()
-
-    def go(trainer: Any) -> None:
-        trainer.predict(task, return_predictions=False)
-
     _require_identity(run_dir / "checkpoints" / "identity.json", task)
     try:
-        driven = go_through(config, run_dir, logger, go, [MapWriter(run_dir / PARTS)])
+        driven = predict(config, task, run_dir, logger, [MapWriter(run_dir / PARTS)])
     finally:  # what there is stays, whatever happened
         task.seconds = time.monotonic() - began
-        if stored(run_dir):
+        if stored_rows(run_dir):
             task.result = task.collect()
             write_tensors(run_dir / MAPS, task.result.tensors())
             shutil.rmtree(run_dir / PARTS, ignore_errors=True)

@@ -14,12 +14,13 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from fvlight.analysis.description import Description
-from fvlight.errors import FvlightError, unknown
+from fvlight.errors import unknown
 from fvlight.network import Network
-from fvlight.priors import TotalVariation
-from fvlight.settings import number, numbers, setting
+from fvlight.priors import PixelCNN, TotalVariation
+from fvlight.settings import number, numbers, setting, truth
 from fvlight.solvers import Adam, Momentum, Patience
 from fvlight.tasks import ProblemTask
+from fvlight.tasks.base import fingerprint
 from fvlight.training.drive import Driven
 
 
@@ -52,17 +53,15 @@ class Kind(Protocol):
         """Each reported problem in words, with its status."""
 
 
-def common_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def common_settings(config: Mapping[str, Any], network: Network) -> dict[str, Any]:
     """The arguments that tasks of single units take: starts, prior, solver."""
-    prior, preconditioned = config["prior"], setting(config["parameterization"], "preconditioned", "parameterization.")
-    if not isinstance(preconditioned, bool):
-        raise FvlightError(f"parameterization.preconditioned={preconditioned}: there are true and false")
+    prior = config["prior"]
     return {
         "restarts": number(config, "restarts", int),
         "seed": number(config, "seed", int),
-        "prior": _prior(prior["name"]),
+        "prior": _prior(prior, network),
         "alpha": number(prior, "alpha", float, "prior."),
-        "preconditioned": preconditioned,
+        "preconditioned": truth(config["parameterization"], "preconditioned", "parameterization."),
         **solver_settings(config),
     }
 
@@ -77,8 +76,9 @@ def solver_settings(config: Mapping[str, Any]) -> dict[str, Any]:
             number(solver, "patience", int, "solver."),
             number(solver, "decay", float, "solver."),
         ),
-        "at_once": number(solver, "at_once", int, "solver."),
+        "at_once": None if solver.get("at_once") == "auto" else number(solver, "at_once", int, "solver."),
         "inner_steps": number(solver, "inner_steps", int, "solver."),
+        "refill": truth(solver, "refill", "solver."),
     }
 
 
@@ -93,12 +93,29 @@ def _first_order(solver: Mapping[str, Any]) -> Adam | Momentum:
     return Adam(rate, betas, number(solver, "eps", float, "solver."))  # type: ignore[arg-type]
 
 
-def _prior(name: str) -> nn.Module | None:
-    priors: dict[str, type[nn.Module] | None] = {"none": None, "total_variation": TotalVariation}
+def _prior(prior: Mapping[str, Any], network: Network) -> nn.Module | None:
+    """The prior; None where it has no weight, unless it shall tell of the final images all the same."""
+    name = prior["name"]
+    priors = ["none", "total_variation", "pixelcnn"]
     if name not in priors:
         raise unknown("prior", name, priors)
-    kind = priors[name]
-    return None if kind is None else kind()
+    measured = "measure" in prior and truth(prior, "measure", "prior.")
+    if name == "none" or not (measured or number(prior, "alpha", float, "prior.")):
+        return None
+    return TotalVariation() if name == "total_variation" else _pixelcnn(prior, network)
+
+
+def _pixelcnn(prior: Mapping[str, Any], network: Network) -> PixelCNN:
+    """From ``prior=pixelcnn``."""
+    from fvlight.zoo.pixelcnn_weights import load_pixelcnn  # the library itself does not know the zoo
+
+    dropout = number(prior, "dropout", float, "prior.")
+    module = load_pixelcnn(str(prior["weights"]), averaged=truth(prior, "averaged", "prior."), dropout=dropout)
+    return PixelCNN(
+        module, network.input_space, scaling=str(setting(prior, "scaling", "prior.")), dropout=dropout > 0,
+        clip=truth(prior, "clip", "prior."), at_once=number(prior, "at_once", int, "prior."),
+        identity=fingerprint(module),
+    )  # fmt: skip
 
 
 @contextmanager

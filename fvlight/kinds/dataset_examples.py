@@ -11,31 +11,15 @@ from torch import Tensor
 
 from fvlight.errors import FvlightError
 from fvlight.images import list_images
-from fvlight.kinds.responses import image_size, truth
+from fvlight.kinds.responses import image_size
 from fvlight.maps import LayerMaps
 from fvlight.network import Network
 from fvlight.pictures import picture_files
-from fvlight.settings import chosen_layer, chosen_units, number, parse_position
+from fvlight.settings import chosen_layer, chosen_units, number, parse_position, truth
 from fvlight.tasks.dataset_examples import DatasetExamplesTask, ExamplesResult
-from fvlight.training import SaveRegularly
-from fvlight.training.checkpoints import FILE_NAME
-from fvlight.training.drive import Driven
-from fvlight.training.drive import drive as go_through
+from fvlight.training.drive import Driven, predict, saving_regularly
 
 COLUMNS = ["unit", "order", "rank", "value", "row", "column", "image"]
-
-
-class _Save(SaveRegularly):
-    """Saves between two batches of pictures as others do between blocks of steps."""
-
-    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
-        self.on_train_start(trainer, pl_module)
-
-    def on_predict_batch_end(self, trainer: Any, *_: Any) -> None:
-        self.on_train_batch_end(trainer)
-
-    def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
-        self.on_train_end(trainer, pl_module)
 
 
 def build(config: Mapping[str, Any], network: Network) -> tuple[DatasetExamplesTask, str]:
@@ -68,13 +52,7 @@ def pictures_of(config: Mapping[str, Any]) -> dict[str, Path]:
 
 def drive(config: Mapping[str, Any], task: DatasetExamplesTask, run_dir: Path, logger: Any) -> Driven:
     """Go through the pictures, from where a checkpoint says that the run was."""
-    folder = run_dir / "checkpoints"
-    start = folder / FILE_NAME if (folder / FILE_NAME).exists() else None
-    saving = _Save(folder, number(config, "checkpoint_seconds"))
-    return go_through(
-        config, run_dir, logger,
-        lambda trainer: trainer.predict(task, return_predictions=False, ckpt_path=start, weights_only=True), [saving],
-    )  # fmt: skip
+    return predict(config, task, run_dir, logger, [saving_regularly(config, run_dir)])
 
 
 def settings(task: DatasetExamplesTask, origin: str, config: Mapping[str, Any]) -> dict[str, Any]:

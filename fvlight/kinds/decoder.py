@@ -14,17 +14,15 @@ from fvlight.errors import FvlightError
 from fvlight.images import read_image
 from fvlight.kinds.base import progress
 from fvlight.kinds.dataset_examples import pictures_of
-from fvlight.kinds.responses import image_size, truth
+from fvlight.kinds.responses import image_size
 from fvlight.maps import LayerMaps, Size
 from fvlight.network import Network
 from fvlight.pictures import conversion, fitted
 from fvlight.results import write_tensors
-from fvlight.settings import chosen_layer, number
+from fvlight.settings import chosen_layer, number, truth
 from fvlight.tasks.decoder import DecoderResult, DecoderTask
 from fvlight.training import SaveRegularly
-from fvlight.training.checkpoints import FILE_NAME
-from fvlight.training.drive import Driven
-from fvlight.training.drive import drive as go_through
+from fvlight.training.drive import Driven, fit
 
 COLUMNS = ["epoch", "train_loss", "validation_loss"]
 WEIGHTS = "decoder.safetensors"
@@ -97,12 +95,7 @@ def _held(files: Mapping[str, Path], size: Size) -> tuple[list[str], Tensor, lis
 
 def drive(config: Mapping[str, Any], task: DecoderTask, run_dir: Path, logger: Any) -> Driven:
     """Train, from the last whole epoch where there is a checkpoint; the weights are written in any case."""
-    folder = run_dir / "checkpoints"
-    start = folder / FILE_NAME if (folder / FILE_NAME).exists() else None
-    driven = go_through(
-        config, run_dir, logger, lambda trainer: trainer.fit(task, ckpt_path=start, weights_only=True),
-        [_Save(folder, 0)], max_epochs=task.epochs,
-    )  # fmt: skip
+    driven = fit(config, task, run_dir, logger, _Save(run_dir / "checkpoints", 0), max_epochs=task.epochs)
     write_tensors(run_dir / WEIGHTS, {name: value.cpu() for name, value in task.decoder.state_dict().items()})
     return driven
 

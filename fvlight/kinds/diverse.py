@@ -14,7 +14,7 @@ from fvlight.errors import FvlightError
 from fvlight.kinds.base import common_settings, metric_rows, progress
 from fvlight.network import Network
 from fvlight.readout import Readout
-from fvlight.settings import chosen_layer, chosen_units, number, numbers, parse_position, resolve_norm
+from fvlight.settings import chosen_layer, chosen_units, number, numbers, parse_position, resolve_norm, truth
 from fvlight.tasks import DiverseTask
 from fvlight.tasks.diverse import UnitReadout
 from fvlight.training import fit
@@ -27,9 +27,8 @@ def build(config: Mapping[str, Any], network: Network) -> tuple[DiverseTask, str
     """See `Kind`."""
     layer, grid = chosen_layer(config), config["lambda_grid"]
     image_size = None if config["image_size"] is None else numbers(config, "image_size", 2, int)
-    common = common_settings(config)
-    if not isinstance(config["describe"], bool):
-        raise FvlightError(f"describe={config['describe']}: there are true and false")
+    common = common_settings(config, network)
+    truth(config, "describe")  # before anything is computed
     try:
         position = parse_position(config.get("position"))
         reader = UnitReadout(network, layer, config["distance_layer"], image_size, position)
@@ -87,8 +86,9 @@ def _window(readout: Readout) -> dict[str, Any]:
 
 
 def tensors(result: DiverseResult, network: Network) -> dict[str, Tensor]:
-    """`images` and `display` (U, L, n, C, H, W)."""
-    return {"images": result.images, "display": network.input_space.to_display(result.images)}
+    """`images` and `display` (U, L, n, C, H, W); with a prior `log_likelihood` (U, L, n)."""
+    found = {"images": result.images, "display": network.input_space.to_display(result.images)}
+    return found if result.log_likelihood is None else {**found, "log_likelihood": result.log_likelihood}
 
 
 def describe(

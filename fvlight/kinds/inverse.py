@@ -12,12 +12,12 @@ from torch import Tensor
 from fvlight.errors import FvlightError
 from fvlight.images import read_image
 from fvlight.kinds.base import metric_rows
-from fvlight.kinds.responses import build_response, read_run, response_settings, truth
+from fvlight.kinds.responses import build_response, read_run, response_settings
 from fvlight.network import Network
 from fvlight.pictures import fitted, picture_files
 from fvlight.response import Response
 from fvlight.results import IMAGES
-from fvlight.settings import number
+from fvlight.settings import number, truth
 from fvlight.tasks.inverse import InverseResult, InverseTask, Noise
 from fvlight.training import fit
 

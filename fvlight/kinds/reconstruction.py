@@ -13,11 +13,11 @@ from torch import Tensor
 from fvlight.errors import FvlightError
 from fvlight.images import read_image
 from fvlight.kinds.base import metric_rows, solver_settings
-from fvlight.kinds.responses import image_size, parameterization, read_run, truth
+from fvlight.kinds.responses import image_size, parameterization, read_run
 from fvlight.network import Network
 from fvlight.pictures import fitted, picture_files
 from fvlight.response import Parameterization
-from fvlight.settings import chosen_layer, even_sample, number
+from fvlight.settings import chosen_layer, even_sample, number, truth
 from fvlight.solvers import LBFGS
 from fvlight.tasks import ReconstructionResult, ReconstructionTask, Regularisers
 from fvlight.tasks.reconstruction import pixel_rate

@@ -15,7 +15,7 @@ from fvlight.network import Network
 from fvlight.parameterizations import FourierImage, GeometryMaps, Levels, SigmoidPixels
 from fvlight.response import Parameterization, Response
 from fvlight.results import IMAGES
-from fvlight.settings import chosen_layer, number, numbers
+from fvlight.settings import chosen_layer, number, numbers, truth
 
 Size = tuple[int, int]
 
@@ -64,14 +64,6 @@ def aggregation(config: Mapping[str, Any]) -> Aggregation:
         features = number(config, "features", int)
     size, stride = (number(given, key, int, "aggregation.") for key in ("size", "stride"))
     return Aggregation(given["name"], size, stride, features)
-
-
-def truth(config: Mapping[str, Any], key: str, prefix: str = "") -> bool:
-    """True or false from a configuration."""
-    value = config[key]
-    if not isinstance(value, bool):
-        raise FvlightError(f"{prefix}{key}={value}: there are true and false")
-    return value
 
 
 def read_run(key: str, folder: Any) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from fvlight.errors import FvlightError
 from fvlight.kinds.base import common_settings, metric_rows
 from fvlight.network import Network
 from fvlight.readout import Readout
-from fvlight.settings import chosen_layer, chosen_units, number, resolve_norm
+from fvlight.settings import chosen_layer, chosen_units, number, resolve_norm, truth
 from fvlight.tasks import TextureResult, TextureTask
 from fvlight.tasks.base import count_units
 from fvlight.training import fit
@@ -25,10 +25,8 @@ def build(config: Mapping[str, Any], network: Network) -> tuple[TextureTask, str
     """See `Kind`. The norm of a texture is that of its crops, root mean square."""
     if config.get("lambda_grid"):  # absent from this task, unless one was typed
         raise FvlightError("lambda_grid: a texture has no lambdas: leave it out, or choose task=diverse")
-    layer, every_place = chosen_layer(config), config["every_place"]
-    if not isinstance(every_place, bool):
-        raise FvlightError(f"every_place={every_place}: there are true and false")
-    common = common_settings(config)
+    layer, every_place = chosen_layer(config), truth(config, "every_place")
+    common = common_settings(config, network)
     readout = Readout(network, layer)
     norm, origin = resolve_norm(config, network, layer, readout.image_size)
     task = TextureTask(
@@ -65,12 +63,14 @@ def settings(task: TextureTask, origin: str, config: Mapping[str, Any]) -> dict[
 
 
 def tensors(result: TextureResult, network: Network) -> dict[str, Tensor]:
-    """`images` and `display` (U, 1, 1, C, S, S'), `activations` (U, P, Q) of the crops by where they begin."""
+    """`images` and `display` (U, 1, 1, C, S, S'), `activations` (U, P, Q) of the crops by where they begin;
+    with a prior `log_likelihood` (U,)."""
     images = result.textures[:, None, None]
     return {
         "images": images,
         "display": network.input_space.to_display(images),
         "activations": result.activations,
+        **({} if result.log_likelihood is None else {"log_likelihood": result.log_likelihood}),
     }
 
 

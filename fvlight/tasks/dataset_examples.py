@@ -23,7 +23,7 @@ from fvlight.maps import LayerMaps, Size
 from fvlight.memory import keep_freed_memory
 from fvlight.pictures import Batch, Pictures, collate, conversion
 from fvlight.readout import Position
-from fvlight.tasks.base import CHECKPOINT_KEY, PRECISIONS, fingerprint, state_of
+from fvlight.tasks.base import CHECKPOINT_KEY, fingerprint, require_precision, state_of
 
 PATCH_LIMIT = 4 * 2**30  # bytes of patches that are held at the end of a run
 THUMBNAIL = 112  # pixels of the longer side of the small pictures
@@ -158,10 +158,7 @@ class DatasetExamplesTask(L.LightningModule):
         self._clock = time.monotonic()
         if self.device.type == "cpu":
             keep_freed_memory()
-        if self.trainer.precision not in PRECISIONS:
-            raise FvlightError(
-                f"trainer.precision={self.trainer.precision}: fvlight computes in {', '.join(PRECISIONS)}"
-            )
+        require_precision(str(self.trainer.precision))
 
     def predict_step(self, batch: tuple[Batch | None, list[tuple[int, str]]], batch_idx: int) -> Tensor:
         """The units' values, (N, U), for the pictures of a batch that could be read."""

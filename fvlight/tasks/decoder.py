@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 from fvlight.analysis.diverse import finite
 from fvlight.errors import FvlightError
 from fvlight.maps import LayerMaps, Size
-from fvlight.tasks.base import CHECKPOINT_KEY, PRECISIONS, fingerprint, seed_of, state_of
+from fvlight.tasks.base import CHECKPOINT_KEY, fingerprint, require_precision, seed_of, state_of
 
 SLOPE = 0.2  # of the leaky ReLU
 WIDEST = 256  # channels
@@ -239,10 +239,7 @@ class DecoderTask(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        if self.trainer.precision not in PRECISIONS:
-            raise FvlightError(
-                f"trainer.precision={self.trainer.precision}: fvlight computes in {', '.join(PRECISIONS)}"
-            )
+        require_precision(str(self.trainer.precision))
         self._began = time.monotonic() - self.seconds
 
     def _read(self, images: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from fvlight.network import Network
 from fvlight.objectives import Convention, convention_named, diverse_score, min_pair_distance
 from fvlight.operations import Unsupported
 from fvlight.parameterizations import NormSphere
+from fvlight.priors import identity_of, likelihoods
 from fvlight.readout import Position, Readout
 from fvlight.solvers import Adam, Evaluation, Patience, Status
 from fvlight.tasks.base import ProblemTask, count_units, fingerprint, require_units, seed_of
@@ -84,10 +85,11 @@ class DiverseTask(ProblemTask):
         seed: of the run; each problem draws from its own seed, made of this, its unit, lambda and start.
         continuation: ``none``: every lambda starts from noise; ``ascending`` (``descending``): from the solution
             of the next smaller (larger) one; the first lambda of such a chain is solved twice.
-        prior, alpha: a module from images (N, C, H, W) to log-likelihoods (N,), and its weight.
+        prior, alpha: a module from images (N, C, H, W) to log-likelihoods (N,), and its weight; with 0 it is only asked
+            in the end, for the result.
         preconditioned: see `NormSphere`.
         adam, patience: the solver.
-        at_once, inner_steps: see `ProblemTask`.
+        at_once, inner_steps: see `ProblemTask`; refill: see `Pool`.
         image_size, position: see `Readout`.
         reader: of this layer, distance_layer, image_size and position, where one has been made already.
 
@@ -116,8 +118,9 @@ class DiverseTask(ProblemTask):
         preconditioned: bool = True,
         adam: Adam | None = None,
         patience: Patience | None = None,
-        at_once: int = 64,
+        at_once: int | None = 64,
         inner_steps: int = 25,
+        refill: bool = True,
         image_size: tuple[int, int] | None = None,
         position: Position = None,
         reader: UnitReadout | None = None,
@@ -135,6 +138,7 @@ class DiverseTask(ProblemTask):
             patience=patience or Patience(),
             at_once=at_once,
             inner_steps=inner_steps,
+            refill=refill,
             parent=_parents(len(units), len(stages), restarts, continuation),
         )
         self._reported = reported
@@ -144,8 +148,7 @@ class DiverseTask(ProblemTask):
         self.parameterization = NormSphere(norm, reader.image_shape, preconditioned)
         self.preconditioned = preconditioned
         self.threshold, self.seed, self.continuation = threshold, seed, continuation
-        self.prior = prior if alpha else None
-        self.alpha = alpha
+        self.prior, self.alpha = prior, alpha
         self._unit_of = torch.tensor(self.units)[table[:, 0]]
         self._lambda_of = torch.tensor(grid, dtype=torch.float64)[table[:, 1]]
         self._start_of = table[:, 2]
@@ -190,8 +193,8 @@ class DiverseTask(ProblemTask):
         activations, features = self.reader(images, self._unit_of[rows].to(raw.device), dtype)
         distance = min_pair_distance(features, self.convention)
         log_prior = None
-        if self.prior is not None:
-            log_prior = self.alpha * self.prior(images.flatten(0, 1)).view_as(activations)
+        if self.prior is not None and self.alpha:
+            log_prior = self.alpha * likelihoods(self.prior, images, dtype)
         lambdas = self._lambda_of[rows].to(raw.device, raw.dtype)
         return (
             diverse_score(activations, distance, lambdas, self.convention, log_prior),
@@ -208,8 +211,8 @@ class DiverseTask(ProblemTask):
         parents = self.pool.parent[rows]
         raw = torch.stack(
             [
-                self.raw.data[parent].cpu() if parent >= 0 else self._noise(row, 0)
-                for row, parent in zip(rows.tolist(), parents.tolist(), strict=True)
+                self.raw.data[self.rows_of(parent)].cpu() if parent >= 0 else self._noise(row, 0)
+                for row, parent in zip(rows.tolist(), parents, strict=True)
             ]
         )
         for attempt in range(1, REDRAWS + 1):
@@ -258,11 +261,11 @@ class DiverseTask(ProblemTask):
             "convention": self.convention.name,
             "continuation": self.continuation,
             "preconditioned": self.preconditioned,
-            "prior": "none" if self.prior is None else type(self.prior).__name__,
+            "prior": identity_of(self.prior),
             "alpha": self.alpha,
         }
 
-    def extra_state(self) -> dict[str, Any]:
+    def extra_state(self) -> dict[str, Tensor]:
         return {"redrawn": self.redrawn, "silent": self.silent}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -270,43 +273,51 @@ class DiverseTask(ProblemTask):
 
     # -- the result ----------------------------------------------------------------------------------------
 
-    def on_train_end(self) -> None:
-        self.result = self.collect()
-
     @torch.no_grad()
-    def collect(self) -> DiverseResult:
+    def collect(self) -> DiverseResult | None:
         """What there is now: a float32 pass over all problems that have begun, of several starts the best."""
-        problems, n = len(self.pool), self.images_per_problem
+        problems, n = len(self.share.mine), self.images_per_problem
         images = torch.zeros(problems, n, *self.parameterization.shape)
         activations = torch.full((problems, n), float("nan"))
+        log_likelihood = activations.clone()
         distance, score = torch.full((problems,), float("nan")), torch.full((problems,), float("-inf"))
-        begun = (self.pool.status != int(Status.WAITING)).nonzero()[:, 0]
-        for rows in begun.split(self.pool.capacity):
-            raw = self.raw.data[rows.to(self.device)].float()
-            images[rows] = self.parameterization(raw).cpu()
+        for rows in self.begun():
+            raw, here = self.raw.data[self.rows_of(rows)].float(), self.share.place[rows]
+            images[here] = self.parameterization(raw).cpu()
             values = [value.cpu() for value in self._scores(raw, rows, None)]
-            score[rows], activations[rows], distance[rows] = values
+            score[here], activations[here], distance[here] = values
+            if self.prior is not None:
+                log_likelihood[here] = likelihoods(self.prior, self.parameterization(raw)).cpu()
+        stack, merge = self.share.stack, self.share.merge
+        log_likelihood = stack(log_likelihood)
+        images, activations, distance, score = stack(images), stack(activations), stack(distance), stack(score)
+        states, steps = merge(self.pool.status), merge(self.steps)
+        redrawn, silent = merge(self.redrawn), merge(self.silent)
+        if not self.share.first:
+            return None
         grid = (len(self.units), -1, self.restarts)
         # a start that ended in NaN only counts where there is no other
-        rank = score.where(self.pool.status != int(Status.NAN), score - 1e30).view(grid)
-        best = torch.arange(problems).view(grid).gather(2, rank.argmax(2, keepdim=True))[:, self._reported, 0]
-        status = [[Status(int(self.pool.status[i])).label for i in row] for row in best]
+        rank = score.where(states != int(Status.NAN), score - 1e30).view(grid)
+        best = torch.arange(len(states)).view(grid).gather(2, rank.argmax(2, keepdim=True))[:, self._reported, 0]
+        status = [[Status(int(states[i])).label for i in row] for row in best]
         return DiverseResult(
             units=self.units, lambdas=self.lambdas, images=images[best], activations=activations[best],
-            min_distance=distance[best], score=score[best], steps=self.steps[best], status=status,
-            redrawn=self.redrawn[best], threshold=self.threshold, warnings=self._warnings(), layer=self.reader.layer,
+            min_distance=distance[best], score=score[best], steps=steps[best], status=status,
+            redrawn=redrawn[best], threshold=self.threshold, warnings=_warnings(redrawn, silent),
+            layer=self.reader.layer, log_likelihood=None if self.prior is None else log_likelihood[best],
         )  # fmt: skip
 
-    def _warnings(self) -> list[str]:
-        texts = []
-        if count := int(self.redrawn.sum()):
-            texts.append(f"{count} starting images left their unit silent and were drawn again")
-        if count := int(self.silent.sum()):
-            texts.append(
-                f"{count} problems began with a silent unit even after {REDRAWS} draws: "
-                "their images may be noise; try another seed or more restarts"
-            )
-        return texts
+
+def _warnings(redrawn: Tensor, silent: Tensor) -> list[str]:
+    texts = []
+    if count := int(redrawn.sum()):
+        texts.append(f"{count} starting images left their unit silent and were drawn again")
+    if count := int(silent.sum()):
+        texts.append(
+            f"{count} problems began with a silent unit even after {REDRAWS} draws: "
+            "their images may be noise; try another seed or more restarts"
+        )
+    return texts
 
 
 def _stages(lambdas: int, continuation: str) -> tuple[list[int], slice]:

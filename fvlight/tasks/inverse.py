@@ -131,7 +131,8 @@ class InverseTask(ProblemTask):
             raise unknown("rule", rule, RULES)
         self.rule = rule
         super().__init__(
-            len(raw), (n,), adam=Adam(), patience=Patience(1, 1), at_once=max(1, 64 // n), inner_steps=1
+            len(raw), (n,), adam=Adam(), patience=Patience(1, 1), at_once=max(1, 64 // n), inner_steps=1,
+            refill=False,
         )  # fmt: skip
         self.response, self.layer, self.seed = response, response.layer, seed
         self.inputs, self.names, self.power, self.targets = raw, list(names), power, targets
@@ -226,7 +227,7 @@ class InverseTask(ProblemTask):
             except FvlightError:  # no feature is alive: said in the warnings
                 status = Status.NAN
             self.pool.status[row] = int(status)
-        self.raw.data[rows.to(self.device)] = self.found["objectives"][rows].to(self.raw)
+        self.raw.data[self.rows_of(rows)] = self.found["objectives"][rows].to(self.raw)
         figures = torch.stack([self.found["gap"][rows], self.found["gradient"][rows]], 1)
         self.history.append(torch.cat([rows.double()[:, None], torch.ones(len(rows), 1).double(), figures], 1))
 
@@ -261,27 +262,28 @@ class InverseTask(ProblemTask):
             "seed": self.seed,
         }
 
-    def extra_state(self) -> dict[str, Any]:
-        return {"found": self.found}
+    def extra_state(self) -> dict[str, Tensor]:
+        return {f"found_{name}": value for name, value in self.found.items()}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        self.found = state["found"]
+        self.found = {name: state[f"found_{name}"] for name in self.found}
 
     # -- the result ----------------------------------------------------------------------------------------
 
-    def on_train_end(self) -> None:
-        self.result = self.collect()
-
     @torch.no_grad()
-    def collect(self) -> InverseResult:
+    def collect(self) -> InverseResult | None:
         """What there is now, with the critical space where one was asked for."""
-        choice, spaces, known = self._choose() if self.samples else (None, [], 0)
-        begun = (self.pool.status != int(Status.WAITING)).nonzero()[:, 0]
-        images = torch.zeros(len(self.pool), *self.response.image_shape)
-        for rows in begun.split(16):
+        images = torch.zeros(len(self.share.mine), *self.response.image_shape)
+        for rows in self.begun():
             inputs = self.inputs[rows].to(self.device, self.raw.dtype)
-            images[rows] = self.response.parameterization(inputs).float().cpu()
-        status = [Status(int(value)).label for value in self.pool.status]
+            images[self.share.place[rows]] = self.response.parameterization(inputs).float().cpu()
+        images, states = self.share.stack(images), self.share.merge(self.pool.status)
+        found = {name: self.share.merge(value) for name, value in self.found.items()}
+        if not self.share.first:
+            return None
+        self.found = found
+        choice, spaces, known = self._choose(states) if self.samples else (None, [], 0)
+        status = [Status(int(value)).label for value in states]
         lost = [self.names[i] for i, word in enumerate(status) if word == "nan"]
         warnings = [f"no feature answers to {', '.join(lost)}: there is nothing to infer"] if lost else []
         found = {name: value for name, value in self.found.items() if name not in ("grams", "products", "norms")}
@@ -290,9 +292,9 @@ class InverseTask(ProblemTask):
             choice=choice, spaces=spaces, known=known, warnings=warnings, **found,
         )  # fmt: skip
 
-    def _choose(self) -> tuple[Choice | None, list[CriticalSpace], int]:
+    def _choose(self, states: Tensor) -> tuple[Choice | None, list[CriticalSpace], int]:
         """Find the spaces on the first images, choose one by their targets, and predict all with it."""
-        good = (self.pool.status == int(Status.CONVERGED)).nonzero()[:, 0]
+        good = (states == int(Status.CONVERGED)).nonzero()[:, 0]
         first = good[good < self.samples]
         if not len(first):
             return None, [], 0

@@ -88,7 +88,7 @@ class RealizationTask(ProblemTask):
         seed: of the starts and transformations; those of the i-th target depend on it and on i alone.
         adam, patience: the first stage; the paper's has 800 steps or 3000 (GoogLeNet), without an early end.
         polish: the second stage, L-BFGS, in the parameters' number type; None for none.
-        at_once, inner_steps: as in `ProblemTask`.
+        at_once, inner_steps: as in `ProblemTask`; refill: as in `Pool`.
 
     After ``trainer.fit(task)``, ``task.result`` is the `RealizationResult`.
     """
@@ -98,13 +98,14 @@ class RealizationTask(ProblemTask):
     def __init__(
         self, response: Response, targets: Tensor, *, power: float = 2, floor: float = 0.1,
         starts: Tensor | None = None, robust: Transformations | None = None, seed: int = 0, adam: Adam | None = None,
-        patience: Patience | None = None, polish: LBFGS | None = None, at_once: int = 16, inner_steps: int = 25,
+        patience: Patience | None = None, polish: LBFGS | None = None, at_once: int | None = 16, inner_steps: int = 25,
+        refill: bool = False,
     ) -> None:  # fmt: skip
         self._check(response, targets, power, floor, starts)
         patience = patience or Patience(800, 800)
         super().__init__(
             len(targets), response.parameterization.shape, adam=adam or Adam(0.05), patience=patience,
-            polish=polish, at_once=at_once, inner_steps=inner_steps,
+            polish=polish, at_once=at_once, inner_steps=inner_steps, refill=refill,
         )  # fmt: skip
         self.response, self.layer, self.seed = response, response.layer, seed
         self.power, self.floor, self.starts, self.robust = power, floor, starts, robust
@@ -112,7 +113,6 @@ class RealizationTask(ProblemTask):
         self.targets = targets.double() / lengths
         self.redrawn = torch.zeros(len(targets), dtype=torch.int64)
         self._weights = fingerprint(response.network.module)
-        self._taken = torch.zeros(len(targets), dtype=torch.int64)  # steps, within a block too
         self.result: RealizationResult | None = None
 
     @staticmethod
@@ -156,17 +156,12 @@ class RealizationTask(ProblemTask):
         share = float((responses.cpu().double() * self.targets[row]).sum())
         return share > 0 or (share < 0 and (self.floor > 0 or self.power == 0))
 
-    def run_block(self) -> None:
-        self._taken = self.steps
-        super().run_block()
-
     def evaluate(self, raw: Tensor, rows: Tensor, dtype: torch.dtype | None) -> Evaluation:
         """Score (b,) and figures (b, 2): score, cosine."""
         images = self.response.parameterization(raw)
         if self.robust and not bool(self.polishing[rows].any()):
-            steps = zip(rows.tolist(), self._taken[rows].tolist(), strict=True)
+            steps = zip(rows.tolist(), self.taken[rows].tolist(), strict=True)
             images = self.robust(images, [seed_of(self.seed, "transformation", *step) for step in steps])
-            self._taken[rows] += 1
         responses = self.response.of_images(images, dtype)
         targets = self.targets[rows].to(responses)
         score = direction_score(responses, targets, self.power, floor=self.floor)
@@ -189,36 +184,37 @@ class RealizationTask(ProblemTask):
             "seed": self.seed,
         }
 
-    def extra_state(self) -> dict[str, Any]:
+    def extra_state(self) -> dict[str, Tensor]:
         return {"redrawn": self.redrawn}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.redrawn = state["redrawn"]
 
-    def on_train_end(self) -> None:
-        self.result = self.collect()
-
     @torch.no_grad()
-    def collect(self) -> RealizationResult:
+    def collect(self) -> RealizationResult | None:
         """What there is now: a pass over all problems that have begun."""
-        problems = len(self.pool)
+        problems = len(self.share.mine)
         images = torch.zeros(problems, *self.response.image_shape)
         responses = torch.full((problems, self.response.features), float("nan"), dtype=self.raw.dtype)
-        begun = (self.pool.status != int(Status.WAITING)).nonzero()[:, 0]
-        for rows in begun.split(self.pool.capacity):
-            found = self.response.parameterization(self.raw.data[rows.to(self.device)])
-            images[rows] = found.float().cpu()
-            responses[rows] = self.response.of_images(found).cpu()
-        status = [Status(int(value)).label for value in self.pool.status]
-        result = RealizationResult(self.targets, self.raw.data.cpu(), images, responses, self.steps, status, self.layer)
-        result.warnings = self._warnings(result.silent)
+        for rows in self.begun():
+            found, here = self.response.parameterization(self.raw.data[self.rows_of(rows)]), self.share.place[rows]
+            images[here] = found.float().cpu()
+            responses[here] = self.response.of_images(found).cpu()
+        raw, images, responses = (self.share.stack(rows) for rows in (self.raw.data.cpu(), images, responses))
+        status, steps, redrawn = (self.share.merge(rows) for rows in (self.pool.status, self.steps, self.redrawn))
+        if not self.share.first:
+            return None
+        words = [Status(int(value)).label for value in status]
+        result = RealizationResult(self.targets, raw, images, responses, steps, words, self.layer)
+        result.warnings = _warnings(int((redrawn > 0).sum()), result.silent)
         return result
 
-    def _warnings(self, silent: list[int]) -> list[str]:
-        texts = []
-        if count := int((self.redrawn > 0).sum()):
-            texts.append(f"{count} targets had starts that left their features silent; these were drawn again")
-        if silent:
-            named = ", ".join(str(target) for target in silent[:TOP]) + (" …" if len(silent) > TOP else "")
-            texts.append(f"no image that was tried drives the features of {len(silent)} targets ({named})")
-        return texts
+
+def _warnings(redrawn: int, silent: list[int]) -> list[str]:
+    texts = []
+    if redrawn:
+        texts.append(f"{redrawn} targets had starts that left their features silent; these were drawn again")
+    if silent:
+        named = ", ".join(str(target) for target in silent[:TOP]) + (" …" if len(silent) > TOP else "")
+        texts.append(f"no image that was tried drives the features of {len(silent)} targets ({named})")
+    return texts

@@ -110,7 +110,7 @@ class ReconstructionTask(ProblemTask):
             happens. By default `RATE` per pixel, since gradients shrink with the number of pixels. Adam, whose steps
             are as long in every pixel, adds noise that takes long to remove.
         polish: a second stage, L-BFGS.
-        at_once, inner_steps: as in `ProblemTask`.
+        at_once, inner_steps: as in `ProblemTask`; refill: as in `Pool`.
 
     After ``trainer.fit(task)``, ``task.result`` is the `ReconstructionResult`.
     """
@@ -121,7 +121,8 @@ class ReconstructionTask(ProblemTask):
         self, network: Network, layer: str, parameterization: Parameterization, pictures: Tensor,
         names: Sequence[str], *, regularisers: Regularisers | None = None, anneal: float = 300.0,
         jitter: int = 0, starts: Tensor | None = None, seed: int = 0, adam: Adam | Momentum | None = None,
-        patience: Patience | None = None, polish: LBFGS | None = None, at_once: int = 16, inner_steps: int = 25,
+        patience: Patience | None = None, polish: LBFGS | None = None, at_once: int | None = 16, inner_steps: int = 25,
+        refill: bool = False,
     ) -> None:  # fmt: skip
         weights = regularisers or Regularisers()
         self._check(parameterization, pictures, names, weights, jitter, starts)
@@ -130,7 +131,7 @@ class ReconstructionTask(ProblemTask):
         super().__init__(
             len(pictures), parameterization.shape, patience=patience or Patience(500, 500), polish=polish,
             adam=adam or Momentum(pixel_rate(RATE, pictures[0, 0].numel(), weights, anneal), MOMENTUM),
-            at_once=at_once, inner_steps=inner_steps,
+            at_once=at_once, inner_steps=inner_steps, refill=refill,
         )  # fmt: skip
         self.network, self.layer, self.parameterization = network, layer, parameterization
         self.pictures, self.names, self.seed = pictures, list(names), seed
@@ -145,7 +146,6 @@ class ReconstructionTask(ProblemTask):
         self._tv_weight = weights.tv / (height * width * (0.01 * 128.0) ** 2)
         self._weights = fingerprint(network.module)
         self._aim: tuple[Tensor, Tensor, Tensor] | None = None  # rows, their Phi(x0), its squared length
-        self._taken = torch.zeros(len(pictures), dtype=torch.int64)  # steps, within a block too
         self.result: ReconstructionResult | None = None
 
     @staticmethod
@@ -178,22 +178,16 @@ class ReconstructionTask(ProblemTask):
             [self.parameterization.start(seed_of(self.seed, "reconstruction", row)) for row in rows.tolist()]
         )
 
-    def run_block(self) -> None:
-        self._taken = self.steps
-        super().run_block()
-
     def evaluate(self, raw: Tensor, rows: Tensor, dtype: torch.dtype | None) -> Evaluation:
         """Score (b,) and figures (b, 2): score, relative error."""
         images = self.parameterization(raw)
         target, energy = self._target(rows, raw)
-        first, steps = not bool(self.polishing[rows].any()), self._taken[rows]
+        first, steps = not bool(self.polishing[rows].any()), self.taken[rows]
         seen = self._jittered(images, rows, steps) if self.jitter and first else images
         error = (self.readout(seen, dtype=dtype) - target).flatten(1).square().sum(1) / energy  # type: ignore[operator]
         levels = self._levels.of(images)
         tv = self._tv_weight * (self._strength(steps).to(raw) if first else 1.0)
         score = self._lp_weight * self._lp(levels) + tv * self._tv(levels) - error
-        if first:
-            self._taken[rows] += 1
         return Evaluation(score, torch.stack([score, error.sqrt()], 1))
 
     def _strength(self, steps: Tensor) -> Tensor:
@@ -240,33 +234,24 @@ class ReconstructionTask(ProblemTask):
             "seed": self.seed,
         }
 
-    def on_train_end(self) -> None:
-        self.result = self.collect()
-
     @torch.no_grad()
-    def collect(self) -> ReconstructionResult:
+    def collect(self) -> ReconstructionResult | None:
         """What there is now: a pass over all problems that have begun."""
-        images = torch.zeros_like(self.pictures)
-        errors = torch.full((len(self.pool),), float("nan"), dtype=self.raw.dtype)
-        begun = (self.pool.status != int(Status.WAITING)).nonzero()[:, 0]
-        for rows in begun.split(self.pool.capacity):
-            found = self.parameterization(self.raw.data[rows.to(self.device)])
+        images = torch.zeros_like(self.pictures[self.share.mine])
+        errors = torch.full((len(images),), float("nan"), dtype=self.raw.dtype)
+        for rows in self.begun():
+            found, here = self.parameterization(self.raw.data[self.rows_of(rows)]), self.share.place[rows]
             target, energy = self._target(rows, found)
             difference = (self.readout(found) - target).flatten(1).square().sum(1)  # type: ignore[operator]
-            images[rows], errors[rows] = found.float().cpu(), (difference / energy).sqrt().cpu()
+            images[here], errors[here] = found.float().cpu(), (difference / energy).sqrt().cpu()
+        raw, images, errors = (self.share.stack(rows) for rows in (self.raw.data.cpu(), images, errors))
+        states, steps = self.share.merge(self.pool.status), self.share.merge(self.steps)
+        if not self.share.first:
+            return None
         space = self.network.input_space
         pair = space.to_rgb(images), space.to_rgb(self.pictures)
         decibels, alike = (measure(*pair).where(errors.isfinite(), torch.nan) for measure in (psnr, ssim))
-        status = [Status(int(value)).label for value in self.pool.status]
+        status = [Status(int(value)).label for value in states]
         return ReconstructionResult(
-            self.names,
-            self.pictures,
-            images,
-            self.raw.data.cpu(),
-            errors,
-            decibels,
-            alike,
-            self.steps,
-            status,
-            self.layer,
+            self.names, self.pictures, images, raw, errors, decibels, alike, steps, status, self.layer
         )

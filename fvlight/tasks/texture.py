@@ -15,6 +15,7 @@ from fvlight.analysis.diverse import finite
 from fvlight.errors import FvlightError
 from fvlight.network import Network
 from fvlight.parameterizations import Texture
+from fvlight.priors import identity_of, likelihoods
 from fvlight.readout import Readout
 from fvlight.solvers import Adam, Evaluation, Patience, Status
 from fvlight.tasks.base import ProblemTask, fingerprint, require_units, seed_of
@@ -32,6 +33,7 @@ class TextureResult:
         activations: (U, P, Q) of all windowed crops, by where they begin, from a final float32 pass.
         steps, status: (U,) solver steps; `converged`, `max_steps`, `nan` or `interrupted`.
         layer: of the units.
+        log_likelihood: (U,) of the textures by the task's prior, in nats; None without one.
     """
 
     units: list[int]
@@ -41,6 +43,7 @@ class TextureResult:
     status: list[str]
     warnings: list[str] = field(default_factory=list)
     layer: str = ""
+    log_likelihood: Tensor | None = None
 
     @property
     def mean_activation(self) -> Tensor:
@@ -60,6 +63,7 @@ class TextureResult:
                 "mean_activation": finite(self.mean_activation[u]),
                 "least_activation": finite(self.activations[u].min()),
                 "largest_activation": finite(self.activations[u].max()),
+                **({} if self.log_likelihood is None else {"log_likelihood": finite(self.log_likelihood[u])}),
                 "steps": int(self.steps[u]),
                 "status": self.status[u],
             }
@@ -75,7 +79,7 @@ class TextureTask(ProblemTask):
 
     Args:
         network, layer, units, norm, restarts, seed, prior, alpha, preconditioned, adam, patience, at_once,
-            inner_steps: as in `DiverseTask`; the norm is the root mean square of the crops' norms.
+            inner_steps, refill: as in `DiverseTask`; the norm is the root mean square of the crops' norms.
         sigma_ratio, every_place: see `Texture`.
         worst: the weight of the least active crop.
         crops_per_step: look at no more than so many crops in each step: at every n-th place in height and in width,
@@ -93,8 +97,8 @@ class TextureTask(ProblemTask):
         self, network: Network, layer: str, units: Sequence[int], *, norm: float, restarts: int = 1, seed: int = 0,
         sigma_ratio: float = 2.4, every_place: bool = False, worst: float = 0.0, crops_per_step: int | None = None,
         prior: nn.Module | None = None, alpha: float = 0.0, preconditioned: bool = True, adam: Adam | None = None,
-        patience: Patience | None = None, at_once: int = 4, inner_steps: int = 10, crops_at_once: int = 4096,
-        readout: Readout | None = None,
+        patience: Patience | None = None, at_once: int | None = 4, inner_steps: int = 10, refill: bool = True,
+        crops_at_once: int = 4096, readout: Readout | None = None,
     ) -> None:  # fmt: skip
         self._check(restarts, worst, crops_per_step, crops_at_once)
         readout = readout or Readout(network, layer)
@@ -112,6 +116,7 @@ class TextureTask(ProblemTask):
             patience=patience or Patience(700),
             at_once=at_once,
             inner_steps=inner_steps,
+            refill=refill,
         )
         self.readout, self.texture, self.layer = readout, texture, layer
         self.units = require_units(units, readout, layer)
@@ -119,10 +124,9 @@ class TextureTask(ProblemTask):
         places = texture.places[0] * texture.places[1]
         self._stride = math.ceil(math.sqrt(places / (crops_per_step or places)))
         self.crops_at_once = crops_at_once
-        self.prior, self.alpha = prior if alpha else None, alpha
+        self.prior, self.alpha = prior, alpha
         self.preconditioned, self.sigma_ratio = preconditioned, sigma_ratio
         self._unit_of = torch.tensor(self.units).repeat_interleave(restarts)
-        self._turn = 0  # which places are looked at
         self.redrawn = torch.zeros(len(self._unit_of), dtype=torch.int64)
         self.network_name, self._weights = network.name, fingerprint(network.module)
         self.result: TextureResult | None = None
@@ -144,17 +148,26 @@ class TextureTask(ProblemTask):
 
     def evaluate(self, raw: Tensor, rows: Tensor, dtype: torch.dtype | None) -> Evaluation:
         """Score (b,) and figures (b, 2): score, mean activation of the crops."""
-        step = self._stride
-        first = (self._turn // step % step, self._turn % step)
-        self._turn += 1
         textures = self.texture.textures(raw)
-        activations = self._activations(textures, self._unit_of[rows], dtype, step, first).flatten(1)
-        score = (1 - self.worst) * activations.mean(1)
+        mean, least = self._summed_up(textures, rows, dtype)
+        score = (1 - self.worst) * mean
         if self.worst:
-            score = score + self.worst * activations.amin(1)
-        if self.prior is not None:
-            score = score + self.alpha * self.prior(textures)
-        return Evaluation(score, torch.stack([score, activations.mean(1)], 1))
+            score = score + self.worst * least
+        if self.prior is not None and self.alpha:
+            score = score + self.alpha * likelihoods(self.prior, textures, dtype)
+        return Evaluation(score, torch.stack([score, mean], 1))
+
+    def _summed_up(self, textures: Tensor, rows: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+        """Mean and least activation (b,) of the crops at this step's places, which go by each problem's steps."""
+        step = self._stride
+        turns = self.taken[rows] % step**2
+        mean, least = textures.new_zeros(len(rows)), textures.new_zeros(len(rows))
+        for turn in turns.unique().tolist():
+            which = (turns == turn).nonzero()[:, 0].to(textures.device)
+            units = self._unit_of[rows[which.cpu()]]
+            found = self._activations(textures[which], units, dtype, step, (turn // step, turn % step)).flatten(1)
+            mean, least = mean.index_put((which,), found.mean(1)), least.index_put((which,), found.amin(1))
+        return mean, least
 
     def _activations(
         self, textures: Tensor, units: Tensor, dtype: torch.dtype | None = None, step: int = 1,
@@ -214,39 +227,42 @@ class TextureTask(ProblemTask):
             "worst": self.worst,
             "crops_per_step": self.crops_per_step,
             "preconditioned": self.preconditioned,
-            "prior": "none" if self.prior is None else type(self.prior).__name__,
+            "prior": identity_of(self.prior),
             "alpha": self.alpha,
         }
 
-    def extra_state(self) -> dict[str, Any]:
-        return {"redrawn": self.redrawn, "turn": self._turn}
+    def extra_state(self) -> dict[str, Tensor]:
+        return {"redrawn": self.redrawn}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        self.redrawn, self._turn = state["redrawn"], state["turn"]
+        self.redrawn = state["redrawn"]
 
     # -- the result ----------------------------------------------------------------------------------------
 
-    def on_train_end(self) -> None:
-        self.result = self.collect()
-
     @torch.no_grad()
-    def collect(self) -> TextureResult:
+    def collect(self) -> TextureResult | None:
         """What there is now: a float32 pass over all crops of all problems that have begun, of several the best."""
-        problems = len(self.pool)
-        textures = torch.zeros(problems, *self.texture.shape)
-        activations = torch.full((problems, *self.texture.places), float("nan"))
-        begun = (self.pool.status != int(Status.WAITING)).nonzero()[:, 0]
-        for rows in begun.split(self.pool.capacity):
-            found = self.texture.textures(self.raw.data[rows.to(self.device)].float())
-            textures[rows] = found.cpu()
-            activations[rows] = self._activations(found, self._unit_of[rows]).cpu()
+        textures = torch.zeros(len(self.share.mine), *self.texture.shape)
+        activations = torch.full((len(textures), *self.texture.places), float("nan"))
+        log_likelihood = torch.full((len(textures),), float("nan"))
+        for rows in self.begun():
+            found, here = self.texture.textures(self.raw.data[self.rows_of(rows)].float()), self.share.place[rows]
+            textures[here] = found.cpu()
+            activations[here] = self._activations(found, self._unit_of[rows]).cpu()
+            if self.prior is not None:
+                log_likelihood[here] = likelihoods(self.prior, found).cpu()
+        textures, activations = self.share.stack(textures), self.share.stack(activations)
+        log_likelihood = self.share.stack(log_likelihood)
+        status, steps, redrawn = (self.share.merge(rows) for rows in (self.pool.status, self.steps, self.redrawn))
+        if not self.share.first:
+            return None
         mean = activations.flatten(1).mean(1).nan_to_num(float("-inf"))
-        good = self.pool.status != int(Status.NAN)
-        rank = mean.where(good, mean - 1e30).view(-1, self.restarts)
-        best = torch.arange(problems).view(-1, self.restarts).gather(1, rank.argmax(1, keepdim=True))[:, 0]
-        count = int(self.redrawn.sum())
+        rank = mean.where(status != int(Status.NAN), mean - 1e30).view(-1, self.restarts)
+        best = torch.arange(len(status)).view(-1, self.restarts).gather(1, rank.argmax(1, keepdim=True))[:, 0]
+        count = int(redrawn.sum())
         warnings = [f"{count} starting textures left their unit silent and were drawn again"] if count else []
         return TextureResult(
-            self.units, textures[best], activations[best], self.steps[best],
-            [Status(int(self.pool.status[i])).label for i in best], warnings, self.layer,
+            self.units, textures[best], activations[best], steps[best],
+            [Status(int(status[i])).label for i in best], warnings, self.layer,
+            None if self.prior is None else log_likelihood[best],
         )  # fmt: skip

@@ -17,25 +17,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fvlight.solvers import Status
-
-
-def describe(task: Any) -> tuple[float, str]:
-    """The share of the work that is done, and a few words: of a `ProblemTask`, or what a task's `progress()` says.
-
-    A problem that is being solved counts by its steps out of the most it may take, so that the estimate is an
-    upper bound until problems converge.
-    """
-    if hasattr(task, "progress"):
-        return task.progress()  # type: ignore[no-any-return]
-    done, active = task.pool.done, task.pool.status == int(Status.ACTIVE)
-    part = task.steps.double() / task.most_steps
-    share = float(done.double().sum() + part[active].sum()) / max(len(task.pool), 1)
-    return share, f"{int(done.sum())} of {len(task.pool)} problems solved"
-
 
 class ProblemProgressBar(ProgressBar):
-    """A bar with problems solved and the time left; off a terminal a line now and then.
+    """A bar with problems solved and the time left; off a terminal a line now and then. In process 0 alone.
+
+    The task says how far it is by ``progress()``: the share of the work that is done, and a few words.
 
     Args:
         seconds: between two lines where the output is not a terminal.
@@ -48,6 +34,11 @@ class ProblemProgressBar(ProgressBar):
         self._task_id: Any = None
         self._began, self._next = 0.0, 0.0
         self._enabled = True
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if trainer.global_rank:
+            self.disable()
 
     def disable(self) -> None:
         self._enabled = False
@@ -74,10 +65,10 @@ class ProblemProgressBar(ProgressBar):
         if not self._enabled:
             return
         if self._progress is not None:
-            share, words = describe(pl_module)
+            share, words = pl_module.progress()
             self._progress.update(self._task_id, completed=share, words=words)
         elif time.monotonic() >= self._next:
-            share, words = describe(pl_module)
+            share, words = pl_module.progress()
             elapsed = time.monotonic() - self._began
             self._next = time.monotonic() + self.seconds
             left = elapsed * (1 - share) / share if share else float("nan")

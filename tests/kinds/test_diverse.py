@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,7 @@ def test_of_an_interrupted_run_what_is_there_is_described(
     def stop(self: StopOnInterrupt, trainer: Any, task: DiverseTask, *_: Any) -> None:
         blocks.append(1)
         if task.pool.done.sum() == 2 and not self.requested:
-            self.requested = trainer.should_stop = True
+            self.requested, trainer.should_stop = signal.SIGINT, True
 
     monkeypatch.setattr(StopOnInterrupt, "on_train_batch_end", stop)
     status, summary, _ = run(*VGG, "solver.at_once=1", "solver.inner_steps=5")

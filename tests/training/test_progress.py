@@ -10,17 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-from fvlight.solvers import Pool, Status
+from fvlight.solvers import Adam, Patience, Status
+from fvlight.tasks.base import ProblemTask
 from fvlight.training import ProblemProgressBar, progress
-from fvlight.training.progress import describe
 
 FORM = re.compile(r"^ *([\d.]+)% +(\d+) s, at most (\d+|nan) s left, (\d+) of (\d+) problems solved$")
 
 
 def task(status: list[Status], steps: list[int], max_steps: int = 100) -> Any:
-    pool = Pool(len(status), 3)
-    pool.status = torch.tensor([int(word) for word in status], dtype=torch.int8)
-    return SimpleNamespace(pool=pool, steps=torch.tensor(steps), most_steps=max_steps)
+    found = ProblemTask(  # type: ignore[abstract]  # Lightning's modules are no abstract classes to Python
+        len(status), (1,), adam=Adam(), patience=Patience(max_steps), at_once=3, inner_steps=1
+    )
+    found.pool.status = torch.tensor([int(word) for word in status], dtype=torch.int8)
+    found.stepped = torch.tensor(steps)
+    return found
 
 
 def test_done_problems_count_whole_and_active_ones_by_their_steps() -> None:
@@ -28,14 +31,14 @@ def test_done_problems_count_whole_and_active_ones_by_their_steps() -> None:
         [Status.CONVERGED, Status.MAX_STEPS, Status.NAN, Status.ACTIVE, Status.ACTIVE, Status.WAITING],
         [7, 100, 3, 50, 25, 0],
     )
-    share, words = describe(state)
+    share, words = state.progress()
     assert share == pytest.approx((1 + 1 + 1 + 0.5 + 0.25 + 0) / 6, abs=1e-12)
     assert words == "3 of 6 problems solved"
 
 
 def test_from_nothing_to_all() -> None:
-    assert describe(task([Status.WAITING] * 2, [0, 0])) == (0.0, "0 of 2 problems solved")
-    assert describe(task([Status.CONVERGED] * 2, [4, 9])) == (1.0, "2 of 2 problems solved")
+    assert task([Status.WAITING] * 2, [0, 0]).progress() == (0.0, "0 of 2 problems solved")
+    assert task([Status.CONVERGED] * 2, [4, 9]).progress() == (1.0, "2 of 2 problems solved")
 
 
 def clocked(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:

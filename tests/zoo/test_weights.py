@@ -106,8 +106,8 @@ def test_pickles_that_would_run_code_are_refused_and_nothing_is_run(tmp_path: Pa
     torch.save({"weight": Trap()}, file)
     expected = (
         r"holds more than tensors \([\w.]+\) and is not loaded.*save its state_dict\(\) alone"
-        if suffix in (".pth", ".pt")
-        else r"is not \.safetensors, \.pth or \.pt: convert it with safetensors\.torch\.save_file"
+        if suffix
+        else r"is not \.safetensors, \.pth, \.pt or \.ckpt: convert it with safetensors\.torch\.save_file"
     )
     with pytest.raises(FvlightError, match=expected) as caught:
         read_weights(file)
