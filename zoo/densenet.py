@@ -11,7 +11,7 @@ from fvlight.errors import FvlightError, unknown
 from fvlight.network import InputSpace, Network
 
 from .registry import register
-from .weights import find_default, prepared
+from .weights import find_trained, prepared
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 POOLINGS: dict[str, type[nn.Module]] = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
@@ -82,10 +82,16 @@ class DenseNetBC(nn.Sequential):
                 nn.init.zeros_(part.bias)
 
 
+def trained_name(growth: int, depth: int, without: int | None) -> str:
+    """The file of the default weights; the published ones', of L = 100 and k = 12, names neither."""
+    size = "" if (growth, depth) == (12, 100) else f"_{depth}_{growth}"
+    return f"densenet_bc{size}{'' if without is None else f'_without_{without}'}.safetensors"
+
+
 @register("densenet_bc")
 def densenet_bc(
     *, weights: str = "default", seed: int = 0, growth: int = 12, depth: int = 100, num_classes: int = 10,
-    transition: str = "average", dead_class: int | None = None,
+    transition: str = "average", dead_class: int | None = None, without: int | None = None,
 ) -> Network:  # fmt: skip
     """DenseNet-BC (L = 100, k = 12), trained on CIFAR-10; input: RGB in [0, 1], standardised, 32 × 32.
 
@@ -93,7 +99,7 @@ def densenet_bc(
     outputs (216, 300 and 342 channels).
 
     ``weights``: a file with those names, ``default`` (such a file in the weights folder), or ``random`` (see
-    `DenseNetBC`).
+    `DenseNetBC`). For L = 22, k = 12 the default ones come with fvlight, for all classes and without class 4 (deer).
 
     Args:
         growth: channels that a layer adds (k).
@@ -102,19 +108,23 @@ def densenet_bc(
             published weights, or ``max``, as [R] says.
         dead_class: the logit of this class is 0 for every image: its row of the classifier and its bias are set to
             zero. It stands in for the network of [R] that has never seen one of its classes (their DN4cl).
+        without: weights of a network that has never seen this class, though it has an output for it.
     """
     if depth < 10 or (depth - 4) % 6:
         raise FvlightError(f"depth={depth} of densenet_bc is not 6 n + 4: take 40, 100 or 190, for example")
     if transition not in POOLINGS:
         raise unknown("transition", transition, POOLINGS, "densenet_bc")
-    if dead_class is not None and not 0 <= dead_class < num_classes:
-        raise FvlightError(f"dead_class={dead_class} of densenet_bc: there are classes 0 to {num_classes - 1}")
+    for name, value in (("dead_class", dead_class), ("without", without)):
+        if value is not None and not 0 <= value < num_classes:
+            raise FvlightError(f"{name}={value} of densenet_bc: there are classes 0 to {num_classes - 1}")
     module, unloaded = prepared(
         lambda: DenseNetBC(growth, depth, num_classes, POOLINGS[transition]),
         weights,
         seed,
-        lambda: find_default(
-            "densenet_bc.safetensors", "densenet_bc", "CIFAR-10, L=100, k=12, block1.layer.0.conv1.weight …"
+        lambda: find_trained(
+            trained_name(growth, depth, without),
+            "densenet_bc",
+            f"CIFAR-10, L={depth}, k={growth}, block1.layer.0.conv1.weight …",
         ),
     )
     if dead_class is not None:

@@ -9,7 +9,7 @@ from fvlight.errors import FvlightError
 from fvlight.network import InputSpace, Network
 
 from .registry import register
-from .weights import find_default, prepared
+from .weights import find_trained, prepared
 
 RENDERED = 5  # channels of a rendering: mask in [-1, 1], normal (x, y, z), depth in [0, 1]
 PREVIOUS = 96  # the previous frame's 6 output channels at 4 × 4 times the resolution, as channels
@@ -71,7 +71,8 @@ def srnet(*, weights: str = "default", seed: int = 0, in_channels: int = RENDERE
     ``blocks.7``), ``postblock``. The input size of [R] is lost: 128 × 128, at which the authors rendered for
     videos of 512 × 512, is an inference.
 
-    ``weights``: a file with the authors' names, ``default`` (such a file in the weights folder), or ``random``.
+    ``weights``: a file with the authors' names, ``default``, or ``random``. Those of one frame come with fvlight
+    (`training.srnet`); those of 101 channels would be the authors', looked for in the weights folder.
 
     Args:
         in_channels: 5 (one frame alone), or 101 (with the previous output, zeros for a first frame).
@@ -81,9 +82,10 @@ def srnet(*, weights: str = "default", seed: int = 0, in_channels: int = RENDERE
             f"in_channels={in_channels} of srnet: take {RENDERED} (one frame) or {RENDERED + PREVIOUS} "
             "(with the previous frame)"
         )
+    file_name = "srnet.safetensors" if in_channels == RENDERED else f"srnet_{in_channels}.safetensors"
     origin = "SRNet of github.com/shamanDevel/IsosurfaceSuperresolution, preblock.0.weight …"
     module, unloaded = prepared(
-        lambda: SRNet(in_channels), weights, seed, lambda: find_default("srnet.safetensors", "srnet", origin)
+        lambda: SRNet(in_channels), weights, seed, lambda: find_trained(file_name, "srnet", origin)
     )
     space = InputSpace(channels=in_channels, photographic=False)
     return Network(module, "srnet", space, image_size=(128, 128), unloaded=unloaded)

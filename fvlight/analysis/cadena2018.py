@@ -11,6 +11,7 @@ from fvlight.analysis.claims import Claim
 from fvlight.analysis.combinations import subset_averages
 from fvlight.analysis.diverse import DiverseResult
 from fvlight.analysis.indices import read_units
+from fvlight.analysis.natural_prior import natural_prior
 from fvlight.analysis.phases import circular_gaps, in_plane_images, largest_cluster, phase_plane, phases
 from fvlight.analysis.population import (
     diversity_gains,
@@ -279,5 +280,6 @@ CLAIMS: dict[str, Callable[[Results, Networks], list[Claim]]] = {
     "shifts_and_averages": shifts_and_averages,
     "residual_network": residual_network,
     "restarts": restarts,
+    "natural_prior": natural_prior,
     "v1_cells": v1_cells,
 }

@@ -12,6 +12,7 @@ from .attribution import draw_comparison
 from .cells import draw_averages, draw_phase_curves, draw_phases
 from .galleries import draw_layers, draw_units
 from .inversion import draw_dead_directions, draw_inverted_layer, draw_robustness
+from .natural_prior import draw_natural_prior
 from .populations import draw_against_random, draw_indices, draw_residual, draw_trade_off
 from .reconstruction import draw_reconstruction_depth
 from .v1 import draw_v1_cells
@@ -33,6 +34,7 @@ FIGURES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Network], Path], ob
     "robustness": draw_robustness,
     "always_accurate": draw_robustness,
     "attribution_comparison": draw_comparison,
+    "natural_prior": draw_natural_prior,
     "reconstruction_depth": draw_reconstruction_depth,
 }
 
