@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -109,7 +110,8 @@ def _written(
     write_images(run_dir, **kind.tensors(result, network))
     write_metrics(run_dir, kind.COLUMNS, kind.rows(task))
     units = result.summary()
-    if (description := kind.describe(config, task, result, driven.device)) is not None:
+    hurry = driven.interrupted not in (0, signal.SIGINT)  # SLURM leaves half a minute
+    if not hurry and (description := kind.describe(config, task, result, driven.device)) is not None:
         write_curves(run_dir, description.tensors())
         units = [{**unit, "description": more} for unit, more in zip(units, description.summary(), strict=True)]
     nan = nan_problems(kind.problems(result))

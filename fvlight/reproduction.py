@@ -219,9 +219,9 @@ def reproduce(out: Path, names: Sequence[str], typed: Sequence[str], images: Pat
         shared = "".join(f"\n    {run or name}: solved in {source}" for run, source in record["shared"].items())
         print(f"{label}{shared}", flush=True)
         code, last, received = run(out / name)
-        if received or code == 130:
+        if received or code >= 128:
             print(f"{label}: interrupted; the same command goes on with it", flush=True)
-            return 128 + received[0] if received else 130
+            return 128 + received[0] if received else code
         outcome = "done"
         if code:
             reason = (last if code > 0 else f"ended by signal {-code}") or f"exit status {code}"

@@ -4,8 +4,8 @@
 
 Compared, for images of 24 x 24 pixels, the window of a unit of conv3_1: the network's part of a step of task=diverse
 (the units' activations and their gradient, by `Readout`), and the prior's (log-likelihood and gradient); both in
-float32 and bf16, in one process, in turns. Of the authors' model (160 filters, 5 blocks) only multiply-adds are counted, unless
---full is given. With alpha = 0 the prior is not computed at all.
+float32 and bf16, in one process, in turns. Of the authors' model (160 filters, 5 blocks) only multiply-adds are
+counted, unless --full is given. With alpha = 0 the prior is not computed at all.
 """
 
 from __future__ import annotations

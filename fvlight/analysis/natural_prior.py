@@ -37,8 +37,8 @@ def natural_prior(results: Mapping[str, DiverseResult], networks: Mapping[str, N
     return [
         Claim(
             "With the prior units' images at the chosen lambda are likelier", SOURCE,
-            f"log-likelihood per pixel rises by {rise} nats; from {_mean(before):.2f} to {_mean(after):.2f}, that is "
-            f"from {bits * _mean(before):.2f} to {bits * _mean(after):.2f} bits per dimension",
+            f"log-likelihood per pixel, in nats, rises by {rise}, from {_mean(before):.2f} to {_mean(after):.2f}, that "
+            f"is from {bits * _mean(before):.2f} to {bits * _mean(after):.2f} bits per dimension",
             "> 0, with its interval", rise.low > 0,
         ),
         Claim(

@@ -61,6 +61,7 @@ def common_settings(config: Mapping[str, Any], network: Network) -> dict[str, An
         "seed": number(config, "seed", int),
         "prior": _prior(prior, network),
         "alpha": number(prior, "alpha", float, "prior."),
+        "measure_prior": _measured(prior),
         "preconditioned": truth(config["parameterization"], "preconditioned", "parameterization."),
         **solver_settings(config),
     }
@@ -99,10 +100,14 @@ def _prior(prior: Mapping[str, Any], network: Network) -> nn.Module | None:
     priors = ["none", "total_variation", "pixelcnn"]
     if name not in priors:
         raise unknown("prior", name, priors)
-    measured = "measure" in prior and truth(prior, "measure", "prior.")
-    if name == "none" or not (measured or number(prior, "alpha", float, "prior.")):
+    if name == "none" or not (_measured(prior) or number(prior, "alpha", float, "prior.")):
         return None
     return TotalVariation() if name == "total_variation" else _pixelcnn(prior, network)
+
+
+def _measured(prior: Mapping[str, Any]) -> bool:
+    """Whether the prior tells of the final images at any alpha."""
+    return "measure" in prior and truth(prior, "measure", "prior.")
 
 
 def _pixelcnn(prior: Mapping[str, Any], network: Network) -> PixelCNN:

@@ -29,25 +29,37 @@ class Adam:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise FvlightError(f"solver.betas={list(self.betas)}: both must lie in [0, 1)")
 
-    def step(self, raw: Tensor, gradient: Tensor, first: Tensor, second: Tensor, steps: Tensor, moving: Tensor) -> None:
+    def step(
+        self, raw: Tensor, gradient: Tensor, first: Tensor, second: Tensor, steps: Tensor, moving: Tensor,
+        factors: tuple[Tensor, Tensor] | None = None,
+    ) -> None:  # fmt: skip
         """One step downhill, in place, for the problems that are still moving.
 
         Args:
             raw, gradient, first, second: (b, ...) parameters, gradient of the loss, running moments.
             steps: (b,) steps taken by each problem before this one; counted up for those that move.
             moving: (b,) bool.
+            factors: of this step, where they are known.
         """
         beta1, beta2 = self.betas
+        scale, correction = factors or self.factors(steps, 1, raw)[0]
         steps += moving
         first.lerp_(gradient, 1 - beta1)
         second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        count = steps.clamp_min(1).double()
-        scale = self.lr / (1 - beta1**count)
-        correction = (1 - beta2**count).sqrt()
-        column = (-1, *[1] * (raw.dim() - 1))
-        denominator = second.sqrt().div_(correction.to(raw.dtype).view(column)).add_(self.eps)
-        change = first.mul(scale.to(raw.dtype).view(column)).div_(denominator)
-        raw.sub_(change.masked_fill_(~moving.view(column), 0))
+        change = first.mul(scale).div_(second.sqrt().div_(correction).add_(self.eps))
+        raw.sub_(change.masked_fill_(~moving.view(scale.shape), 0))
+
+    def factors(self, steps: Tensor, count: int, raw: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """For each of the next ``count`` steps the rate over the first moment's bias, and the root of the second's.
+
+        Of problems that go on moving; (b, 1, ...) for parameters ``raw`` (b, ...). All at once they cost no more than
+        those of one step.
+        """
+        following = (steps + torch.arange(1, count + 1, device=steps.device)[:, None]).double()
+        scale = self.lr / (1 - self.betas[0] ** following)
+        correction = (1 - self.betas[1] ** following).sqrt()
+        shape = (count, -1, *[1] * (raw.dim() - 1))
+        return list(zip(scale.to(raw.dtype).view(shape), correction.to(raw.dtype).view(shape), strict=True))
 
 
 class ProblemAdam(torch.optim.Optimizer):

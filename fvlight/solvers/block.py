@@ -53,7 +53,7 @@ def solve_block(
     rows are then not to be used). Nothing is read back from the device within a block.
     """
     active, nan = int(Status.ACTIVE), int(Status.NAN)
-    for _ in range(inner_steps):
+    for factors in adam.factors(block.steps, inner_steps, block.raw):
         raw = block.raw.detach().requires_grad_()
         with torch.enable_grad():
             evaluation = evaluate(raw)
@@ -65,7 +65,7 @@ def solve_block(
         moving &= finite
         weary = patience.update(block.stopping, -block.last.score, moving)
         block.status.masked_fill_(moving & weary, int(Status.CONVERGED))
-        adam.step(block.raw, gradient, block.first, block.second, block.steps, moving & ~weary)
+        adam.step(block.raw, gradient, block.first, block.second, block.steps, moving & ~weary, factors)  # type: ignore[arg-type]
         spent = (block.status == active) & (block.steps >= patience.max_steps)
         block.status.masked_fill_(spent, int(Status.MAX_STEPS))
     return block

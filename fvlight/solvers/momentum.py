@@ -24,7 +24,14 @@ class Momentum:
         if not 0 <= self.momentum < 1:
             raise FvlightError(f"solver.momentum={self.momentum}: must lie in [0, 1)")
 
-    def step(self, raw: Tensor, gradient: Tensor, first: Tensor, second: Tensor, steps: Tensor, moving: Tensor) -> None:
+    def factors(self, steps: Tensor, count: int, raw: Tensor) -> list[None]:
+        """There are none."""
+        return [None] * count
+
+    def step(
+        self, raw: Tensor, gradient: Tensor, first: Tensor, second: Tensor, steps: Tensor, moving: Tensor,
+        factors: None = None,
+    ) -> None:  # fmt: skip
         """One step downhill, in place; arguments as in `Adam.step`: ``first`` holds -s / lr, ``second`` nothing."""
         steps += moving
         first.mul_(self.momentum).add_(gradient)

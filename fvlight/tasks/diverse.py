@@ -85,8 +85,8 @@ class DiverseTask(ProblemTask):
         seed: of the run; each problem draws from its own seed, made of this, its unit, lambda and start.
         continuation: ``none``: every lambda starts from noise; ``ascending`` (``descending``): from the solution
             of the next smaller (larger) one; the first lambda of such a chain is solved twice.
-        prior, alpha: a module from images (N, C, H, W) to log-likelihoods (N,), and its weight; with 0 it is only asked
-            in the end, for the result.
+        prior, alpha: a module from images (N, C, H, W) to log-likelihoods (N,), and its weight; with 0 it is not
+            asked at all, or with ``measure_prior`` of the final images alone, for the result.
         preconditioned: see `NormSphere`.
         adam, patience: the solver.
         at_once, inner_steps: see `ProblemTask`; refill: see `Pool`.
@@ -115,6 +115,7 @@ class DiverseTask(ProblemTask):
         continuation: Continuation = "none",
         prior: nn.Module | None = None,
         alpha: float = 0.0,
+        measure_prior: bool = False,
         preconditioned: bool = True,
         adam: Adam | None = None,
         patience: Patience | None = None,
@@ -148,7 +149,7 @@ class DiverseTask(ProblemTask):
         self.parameterization = NormSphere(norm, reader.image_shape, preconditioned)
         self.preconditioned = preconditioned
         self.threshold, self.seed, self.continuation = threshold, seed, continuation
-        self.prior, self.alpha = prior, alpha
+        self.prior, self.alpha = prior if alpha or measure_prior else None, alpha
         self._unit_of = torch.tensor(self.units)[table[:, 0]]
         self._lambda_of = torch.tensor(grid, dtype=torch.float64)[table[:, 1]]
         self._start_of = table[:, 2]

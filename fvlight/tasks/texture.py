@@ -78,7 +78,7 @@ class TextureTask(ProblemTask):
     log-likelihood [C, authors' code].
 
     Args:
-        network, layer, units, norm, restarts, seed, prior, alpha, preconditioned, adam, patience, at_once,
+        network, layer, units, norm, restarts, seed, prior, alpha, measure_prior, preconditioned, adam, patience, at_once,
             inner_steps, refill: as in `DiverseTask`; the norm is the root mean square of the crops' norms.
         sigma_ratio, every_place: see `Texture`.
         worst: the weight of the least active crop.
@@ -96,8 +96,8 @@ class TextureTask(ProblemTask):
     def __init__(
         self, network: Network, layer: str, units: Sequence[int], *, norm: float, restarts: int = 1, seed: int = 0,
         sigma_ratio: float = 2.4, every_place: bool = False, worst: float = 0.0, crops_per_step: int | None = None,
-        prior: nn.Module | None = None, alpha: float = 0.0, preconditioned: bool = True, adam: Adam | None = None,
-        patience: Patience | None = None, at_once: int | None = 4, inner_steps: int = 10, refill: bool = True,
+        prior: nn.Module | None = None, alpha: float = 0.0, measure_prior: bool = False,
+        preconditioned: bool = True, adam: Adam | None = None, patience: Patience | None = None, at_once: int | None = 4, inner_steps: int = 10, refill: bool = True,
         crops_at_once: int = 4096, readout: Readout | None = None,
     ) -> None:  # fmt: skip
         self._check(restarts, worst, crops_per_step, crops_at_once)
@@ -124,7 +124,7 @@ class TextureTask(ProblemTask):
         places = texture.places[0] * texture.places[1]
         self._stride = math.ceil(math.sqrt(places / (crops_per_step or places)))
         self.crops_at_once = crops_at_once
-        self.prior, self.alpha = prior, alpha
+        self.prior, self.alpha = prior if alpha or measure_prior else None, alpha
         self.preconditioned, self.sigma_ratio = preconditioned, sigma_ratio
         self._unit_of = torch.tensor(self.units).repeat_interleave(restarts)
         self.redrawn = torch.zeros(len(self._unit_of), dtype=torch.int64)

@@ -7,8 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fvlight import FvlightError
 from fvlight.kinds import KINDS, metric_rows, nan_problems
-from fvlight.kinds.base import progress
+from fvlight.kinds.base import _prior, progress
+from fvlight.network import InputSpace, Network
+from fvlight.priors import PixelCNN, TotalVariation
 
 
 def test_nan_problems_are_named() -> None:
@@ -79,3 +82,47 @@ def test_progress_that_is_not_wanted(capsys: pytest.CaptureFixture[str]) -> None
     with progress("describing 8 units", shown=False, seconds=0) as show:
         show(0.5)
     assert capsys.readouterr() == ("", "")
+
+
+def prior(**changes: object) -> dict[str, object]:
+    return {
+        "name": "pixelcnn", "alpha": 5e-4, "weights": "random", "averaged": True, "dropout": 0.0, "scaling": "authors",
+        "clip": True, "measure": False, "at_once": 64, **changes,
+    }  # fmt: skip
+
+
+def test_a_prior_of_no_weight_is_not_even_loaded() -> None:
+    """Unless it shall tell of the final images."""
+    network = Network(torch.nn.Conv2d(3, 1, 3))
+    assert _prior(prior(alpha=0, weights="none.safetensors"), network) is None
+    assert _prior({"name": "total_variation", "alpha": 0.0}, network) is None
+    assert _prior({"name": "none", "alpha": 1.0}, network) is None
+    assert isinstance(_prior({"name": "total_variation", "alpha": 1.0}, network), TotalVariation)
+    assert isinstance(_prior(prior(alpha=0, measure=True), network), PixelCNN)
+
+
+def test_every_setting_of_the_prior_reaches_it() -> None:
+    network = Network(torch.nn.Conv2d(3, 1, 3), input_space=InputSpace(scale=255.0))
+    made = _prior(prior(dropout=0.25, scaling="photographs", clip=False, at_once=7), network)
+    assert isinstance(made, PixelCNN)
+    assert (made.scaling, made.clip, made.at_once, made.input_space.scale) == ("photographs", False, 7, 255.0)
+    model = made._network[0]
+    assert model.training
+    assert {part.p for part in model.modules() if isinstance(part, torch.nn.Dropout)} == {0.25}
+    assert not _prior(prior(), network)._network[0].training  # type: ignore[union-attr, index]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "pixelcn"}, "no prior 'pixelcn': did you mean 'pixelcnn'"),
+        ({"weights": "none.safetensors"}, "no weights of PixelCNN"),
+        ({"dropout": 1.0}, "dropout=1.0 of pixelcnn"),
+        ({"averaged": "yes"}, "prior.averaged=yes: there are true and false"),
+        ({"scaling": "photos"}, "no prior.scaling 'photos': did you mean 'photographs'"),
+        ({"at_once": 0}, "prior.at_once=0"),
+    ],
+)
+def test_settings_of_the_prior_that_are_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(FvlightError, match=words):
+        _prior(prior(**changes), Network(torch.nn.Conv2d(3, 1, 3)))

@@ -181,10 +181,10 @@ def solved(kind: str, **changes: Any) -> Any:
 
 @pytest.mark.parametrize(("kind", "shape"), [("diverse", (2, 2, 2)), ("texture", (2,))])
 def test_results_tell_the_likelihood_of_each_image(kind: str, shape: tuple[int, ...]) -> None:
-    """Also with alpha = 0, at which no step asks for it."""
+    """Also with alpha = 0, where it is asked to be measured: no step asks for it then."""
     for alpha in (0.0, 0.3):
         prior = Counting()
-        result = solved(kind, prior=prior, alpha=alpha)
+        result = solved(kind, prior=prior, alpha=alpha, measure_prior=True)
         assert (prior.asked[True] > 0) == (alpha > 0)
         assert prior.asked[False] > 0
         assert result.log_likelihood.shape == shape
@@ -192,7 +192,9 @@ def test_results_tell_the_likelihood_of_each_image(kind: str, shape: tuple[int, 
         torch.testing.assert_close(result.log_likelihood, -images.square().mean((-1, -2, -3)))
         flat = str(result.summary())
         assert ("log_likelihoods" if kind == "diverse" else "log_likelihood") in flat
-    assert solved(kind).log_likelihood is None
+    prior = Counting()
+    assert solved(kind, prior=prior, alpha=0).log_likelihood is None
+    assert prior.asked == {True: 0, False: 0}
 
 
 def test_alpha_weighs_it_against_the_activation() -> None:

@@ -3,8 +3,8 @@
 Losses and their weights, crops, and Adam with a rate that is halved again and again are the authors' (github.com/
 shamanDevel/IsosurfaceSuperresolution, mainVideoUnshaded.py). Ours: single frames, for which the previous frame is zero,
 so that its 96 input channels would learn nothing and are left out, as is the temporal loss; fewer steps, smaller
-batches, and therefore a higher rate; and the last convolution begins with zeros, so that the network begins as bilinear
-upscaling.
+batches, and therefore a higher rate; crops are mirrored and turned, since there are fewer; and the last convolution
+begins with zeros and the residual branches a tenth as strong, so that the network begins as bilinear upscaling.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from .srnet_data import FACTOR, SYNTHETIC, cached_crops, draw_scene, render
 
 WEIGHTS = ((MASK, 1.0), (NORMAL, 10.0), (DEPTH, 10.0), (OCCLUSION, 1.0))  # the authors'
 BORDER = 16  # pixels of the output that count for nothing, since the network saw no farther
-STAGES = 5  # at the end of each the rate is halved
+STAGES = 6  # at the end of each the rate is halved
+DAMPING = 0.1
 TESTED, TEST_SIZE = 8, 64  # views of each volume, pixels a side at the low resolution
 
 
@@ -92,6 +93,21 @@ def view_errors(predicted: Tensor, truth: Tensor) -> list[float]:
     return [float(error[image[0] > 0].mean()) for error, image in zip(errors, truth, strict=True)]
 
 
+def turned(images: Tensor, kind: int) -> Tensor:
+    """Images (N, 5 or 6, H, W) by one of the square's eight symmetries (bits of ``kind``), normals and all."""
+    images = images.clone()
+    if kind & 1:  # right to left
+        images = images.flip(3)
+        images[:, 1] *= -1
+    if kind & 2:  # upside down
+        images = images.flip(2)
+        images[:, 2] *= -1
+    if kind & 4:  # over the diagonal that goes down to the right, on which x is minus y
+        images = images.transpose(2, 3)
+        images[:, 1:3] = -images[:, [2, 1]]
+    return images
+
+
 class SRNetRecipe(Recipe):
     """`SRNet` on crops of renderings; tested on whole views of volumes that it has or has not been trained on.
 
@@ -109,14 +125,17 @@ class SRNetRecipe(Recipe):
         module = seeded(lambda: SRNet(RENDERED), seed).to(memory_format=torch.channels_last)
         for value in module.postblock[-1].parameters():
             nn.init.zeros_(value)
+        for block in module.blocks:
+            block[2].weight.data.mul_(DAMPING)  # type: ignore[index, union-attr, operator]
         super().__init__(module, steps, seed, settings)
         self.low, self.high, self.tested, self.isovalue = low, high, dict(tested), isovalue
         self.batch, self.lr = batch, lr
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         rows = torch.randint(len(self.low), (self.batch,), generator=generator)
-        low = self.low[rows].to(self.device).float().contiguous(memory_format=torch.channels_last)
-        return low, self.high[rows].to(self.device).float()
+        kind = torch.randint(8, (), generator=generator).item()
+        low, high = (turned(images[rows].to(self.device).float(), int(kind)) for images in (self.low, self.high))
+        return low.contiguous(memory_format=torch.channels_last), high
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         low, high = batch

@@ -13,9 +13,18 @@ from PIL import Image
 from torch import Tensor
 
 from fvlight import FvlightError
-from fvlight.zoo.isosurface import View
-from fvlight.zoo.scalar_fields import Volume
-from fvlight.zoo.training.srnet import SRNetRecipe, bilinear, compare, normal_errors, recipe, srnet_loss, upscale
+from fvlight.zoo.isosurface import View, geometry_image
+from fvlight.zoo.scalar_fields import Metaballs, Volume
+from fvlight.zoo.training.srnet import (
+    SRNetRecipe,
+    bilinear,
+    compare,
+    normal_errors,
+    recipe,
+    srnet_loss,
+    turned,
+    upscale,
+)
 from fvlight.zoo.training.srnet_data import Scene, cached_crops, crops_of, draw_crops, draw_scene, render
 from tests.helpers import one_thread  # noqa: F401  (for all tests)
 
@@ -92,7 +101,32 @@ def test_it_begins_as_bilinear_upscaling() -> None:
     first, second = (made.draw(torch.Generator().manual_seed(seed)) for seed in (1, 1))
     assert torch.equal(first[0], second[0])
     assert first[0].shape == (2, 5, 9, 9)
-    assert any(torch.equal(first[1][0], image) for image in high)
+    (kind,) = {k for k in range(8) for image in turned(high, k) if torch.equal(first[1][0], image)}
+    assert any(torch.equal(first[0][0], image) for image in turned(low, kind))
+
+
+def test_turned_crops_are_what_a_turned_camera_sees() -> None:
+    """Rotations: a camera that is turned about its axis. Mirrored: a mirrored surface, which is the same one here."""
+    lump = Metaballs(torch.tensor([[0.3, 0.0, 0.2], [-0.4, 0.0, -0.3]]), torch.tensor([0.5, 0.3]))  # even in y
+    axes = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    right, up, back = axes
+    mirror = torch.tensor([1.0, -1, 1]).double()
+    seen = {}
+    for kind, frame in {
+        0: (right, up, back),
+        3: (-right, -up, back),  # half a turn
+        5: (-up, right, back),  # a quarter: what was to the right is up
+        6: (up, -right, back),
+        1: (-right * mirror, up * mirror, back * mirror),
+        2: (right * mirror, -up * mirror, back * mirror),
+        4: (-up * mirror, -right * mirror, back * mirror),
+        7: (up * mirror, right * mirror, back * mirror),
+    }.items():
+        seen[kind] = geometry_image(lump, 0.4, View(torch.stack(frame), 2.5), 24, dtype=torch.float64)
+        found, expected = turned(seen[0][None], kind)[0], seen[kind]
+        torch.testing.assert_close(found[:5], expected[:5], atol=1e-4, rtol=0)
+        assert float((found[5] - expected[5]).abs().mean()) < 0.02  # the fan of its directions does not turn along
+    assert len({tuple(image.flatten().tolist()) for image in seen.values()}) == 8
 
 
 def test_crops_are_half_filled_and_lie_on_each_other() -> None:
