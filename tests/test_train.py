@@ -55,7 +55,7 @@ def test_a_training_writes_weights_and_figures_and_can_be_asked_again(
     assert json.loads(metadata["first_losses"]) == summary["losses"]
     card = (tmp_path / "out" / "densenet.md").read_text()
     assert "DenseNet-BC on CIFAR-10 by the published recipe" in card
-    assert "36 images of images, class 4 left out; tested on 10" in card
+    assert "36 images of images, class 4 left out; tested on 10" in " ".join(card.split())
     shown = "python scripts/train.py experiment=train/densenet_bc_without_4 images=images depth=10 growth=4 epochs=2"
     assert shown in card  # without this machine's folders
     assert str(tmp_path) not in card

@@ -124,7 +124,7 @@ def densenet_bc(
         lambda: find_trained(
             trained_name(growth, depth, without),
             "densenet_bc",
-            f"CIFAR-10, L={depth}, k={growth}, block1.layer.0.conv1.weight …",
+            f"CIFAR-10, L={depth}, k={growth}, block1.layer.0.conv1.weight …; scripts/train.py trains one",
         ),
     )
     if dead_class is not None:

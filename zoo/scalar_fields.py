@@ -170,8 +170,8 @@ def load_volume(path: str | Path) -> Volume:
         with path.open("rb") as file:
             content = np.load(file, allow_pickle=False)
             arrays = [content] if isinstance(content, np.ndarray) else [content[name] for name in content.files]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise FvlightError(f"volume {str(path)!r} can't be read ({error}): is it a whole .npy or .npz file?") from error
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:  # numpy's text recommends to load it unsafely
+        raise FvlightError(f"volume {str(path)!r} can't be read: is it a whole .npy or .npz file?") from error
     if len(arrays) != 1 or arrays[0].dtype.kind not in "uif":
         raise FvlightError(f"{str(path)!r} does not hold one array of numbers: name a .npy or .npz file of a volume")
     values = torch.from_numpy(arrays[0].astype(np.float32))

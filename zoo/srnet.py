@@ -83,7 +83,7 @@ def srnet(*, weights: str = "default", seed: int = 0, in_channels: int = RENDERE
             "(with the previous frame)"
         )
     file_name = "srnet.safetensors" if in_channels == RENDERED else f"srnet_{in_channels}.safetensors"
-    origin = "SRNet of github.com/shamanDevel/IsosurfaceSuperresolution, preblock.0.weight …"
+    origin = "SRNet of github.com/shamanDevel/IsosurfaceSuperresolution, or of scripts/train.py, preblock.0.weight …"
     module, unloaded = prepared(
         lambda: SRNet(in_channels), weights, seed, lambda: find_trained(file_name, "srnet", origin)
     )

@@ -27,7 +27,7 @@ from fvlight.pictures import Pictures, collate, converted, left_out, picture_fil
 from fvlight.results import write_atomically, write_tensors
 from fvlight.settings import number, parse_position
 from fvlight.tasks.attribution import Attribution, AttributionTask, MapWriter, read_parts
-from fvlight.tasks.base import fingerprint, require_same
+from fvlight.tasks.identity import fingerprint, require_same
 from fvlight.training.drive import Driven, predict
 
 MEASURES = ("sum", "entropy", "share_of_top_tenth", "error", "absorbed_by_bias")

@@ -20,7 +20,7 @@ from fvlight.priors import PixelCNN, TotalVariation
 from fvlight.settings import number, numbers, setting, truth
 from fvlight.solvers import Adam, Momentum, Patience
 from fvlight.tasks import ProblemTask
-from fvlight.tasks.base import fingerprint
+from fvlight.tasks.identity import fingerprint
 from fvlight.training.drive import Driven
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning as L
@@ -28,15 +27,13 @@ from fvlight.solvers import (
     Pool,
     ProblemAdam,
     Status,
-    polish_block,
     solve_block,
 )
-from fvlight.solvers.lbfgs import State
+from fvlight.tasks.identity import CHECKPOINT_KEY, state_of
+from fvlight.tasks.second_stage import SecondStage
 from fvlight.tasks.shares import Share, owners
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
-CHECKPOINT_KEY = "fvlight"
-MOST_SHOWN = 60  # characters of a setting in an error
 
 
 class Blocks:
@@ -94,11 +91,9 @@ class ProblemTask(L.LightningModule):
         self.measured = at_once is None
         self.pool = Pool(problems, at_once or 1, parent, refill)
         self.stopping = patience.start(problems)
-        self.polish = polish
+        self.polish, self.second = polish, None if polish is None else SecondStage(polish)
         self.polishing = torch.zeros(problems, dtype=torch.bool)
         self.evaluations = torch.zeros(problems, dtype=torch.int64)  # of the second stage
-        self.search: State = {}  # its state, of the problems `search_rows`
-        self.search_rows = torch.zeros(0, dtype=torch.int64)
         self.history: list[Tensor] = []  # a tensor (rows, 2 + k) per block: problem, steps, the k figures
         self.seconds = 0.0
         self.share = Share(torch.zeros(problems, dtype=torch.int64))
@@ -320,34 +315,16 @@ class ProblemTask(L.LightningModule):
 
     def _polish(self, rows: Tensor) -> None:
         """A block of the second stage."""
-        assert self.polish is not None
-        self.search = {name: value.to(self.device) for name, value in self.search.items()}  # after a resume
-        new = rows[~torch.isin(rows, self.search_rows)]
-        if len(new):
-            fresh = self.polish.start(self.raw.data[self.rows_of(new)])
-            self.search = (
-                {name: torch.cat([self.search[name], fresh[name]]) for name in fresh} if self.search else fresh
-            )
-            self.search_rows = torch.cat([self.search_rows, new])
-        inside = torch.isin(self.search_rows, rows)  # after a resume with fewer processes some may pause
-        rows, state = self.search_rows[inside], self.search
-        if not inside.all():
-            state = {name: value[inside.to(value.device)] for name, value in self.search.items()}
+        assert self.second is not None
         with torch.autocast(self.device.type, enabled=False):
-            status, last = polish_block(
-                lambda raw: self.evaluate(raw, rows, None), state, self.polish, self.inner_steps
-            )
-        self.raw.data[self.rows_of(rows)] = state["raw"]
-        self.evaluations[rows] = state["evaluations"].cpu()
-        self.pool.status[rows] = status
-        self._note(rows, last)
-        staying = status == int(Status.ACTIVE)
-        if not (inside.all() and staying.all()):
-            self.search_rows = torch.cat([rows[staying], self.search_rows[~inside]])
-            self.search = {
-                name: torch.cat([value[staying.to(value.device)], self.search[name][~inside.to(value.device)]])
-                for name, value in state.items()
-            }
+            found = self.second.block(
+                rows, lambda rows: self.raw.data[self.rows_of(rows)],
+                lambda raw, rows: self.evaluate(raw, rows, None), self.inner_steps,
+            )  # fmt: skip
+        self.raw.data[self.rows_of(found.rows)] = found.raw
+        self.evaluations[found.rows] = found.evaluations
+        self.pool.status[found.rows] = found.status
+        self._note(found.rows, found.last)
 
     def _note(self, rows: Tensor, last: Evaluation) -> None:
         columns = [rows.double()[:, None], self.steps[rows].double()[:, None], last.figures.cpu().double()]
@@ -379,7 +356,9 @@ class ProblemTask(L.LightningModule):
             "history": self._joined_history(),
             "seconds": self.seconds,
             "at_once": self.pool.capacity,
-            **self._polish_state(),
+            "polishing": merge(self.polishing),
+            "evaluations": merge(self.evaluations),
+            **({} if self.second is None else self.second.state(self.raw.data[:0], self.share.join)),
             **{name: merge(value) for name, value in self.extra_state().items()},
         }
 
@@ -399,7 +378,8 @@ class ProblemTask(L.LightningModule):
         if self.polish is None:  # left out from now on: what it has reached stands
             self.pool.status[self.polishing & ~self.pool.done] = int(Status.MAX_STEPS)
         self._divide(self.share.rank, self.share.processes)
-        self._load_search(state.get("search") or {}, state.get("search_rows", self.search_rows))
+        if self.second is not None:
+            self.second.load(state, self.pool.owned)
         self.load_extra_state(state)
 
     def take_back(self, checkpoint: dict[str, Any]) -> None:
@@ -407,27 +387,6 @@ class ProblemTask(L.LightningModule):
         self.on_load_checkpoint(checkpoint)
         self.raw.data = checkpoint["state_dict"]["raw"]
         self.result = self.collect()
-
-    def _polish_state(self) -> dict[str, Any]:
-        """Of problems in the second stage; their rows are those of all processes, in any order."""
-        merge, join = self.share.merge, self.share.join
-        state = {"polishing": merge(self.polishing), "evaluations": merge(self.evaluations)}
-        if self.polish is None:
-            return state
-        search = self.search or self.polish.start(self.raw.data[:0])
-        return {
-            **state,
-            "search": {name: join(value) for name, value in search.items()},
-            "search_rows": join(self.search_rows),
-        }
-
-    def _load_search(self, search: State, rows: Tensor) -> None:
-        """Take this process's rows of the second stage's state."""
-        self.search, self.search_rows = {}, rows[:0]
-        # with another memory it begins anew from where it is
-        if search and self.polish is not None and search["history"].shape[2] == self.polish.memory:
-            mine = self.pool.owned[rows]
-            self.search, self.search_rows = {name: value[mine] for name, value in search.items()}, rows[mine]
 
     def extra_state(self) -> dict[str, Tensor]:
         """Further tensors (problems, ...) of the task for the checkpoint."""
@@ -441,33 +400,6 @@ def require_precision(precision: str) -> None:
     """An error where the Trainer's precision is none that fvlight computes in."""
     if precision not in PRECISIONS:
         raise FvlightError(f"trainer.precision={precision}: fvlight computes in {', '.join(PRECISIONS)}")
-
-
-def state_of(checkpoint: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What a task has put into a checkpoint, under `CHECKPOINT_KEY`.
-
-    Raises:
-        FvlightError: it is no checkpoint of ours, or of another run.
-    """
-    if CHECKPOINT_KEY not in checkpoint:
-        raise FvlightError("this checkpoint is not one of fvlight's: resume with a run directory of fvlight")
-    state: dict[str, Any] = checkpoint[CHECKPOINT_KEY]
-    require_same(state["identity"], identity)
-    return state
-
-
-def require_same(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """An error where what a run left behind was made with other settings, nested ones included, than this one's."""
-    for key, value in mine.items():
-        there = saved.get(key)
-        if isinstance(value, Mapping) and isinstance(there, Mapping):
-            require_same({f"{key}.{k}": v for k, v in there.items()}, {f"{key}.{k}": v for k, v in value.items()})
-        elif there != value:
-            long = max(len(str(value)), len(str(there))) > MOST_SHOWN
-            made = f"other {key}" if long else f"{key}={there}, this run has {key}={value}"
-            raise FvlightError(
-                f"the checkpoint was made with {made}: resume with the settings of the run, or begin a new one"
-            )
 
 
 def require_units(units: Sequence[int], readout: Readout, layer: str) -> list[int]:
@@ -486,18 +418,3 @@ def count_units(readout: Readout) -> int:
     with torch.no_grad():
         values = readout(torch.zeros(1, readout.network.input_space.channels, *readout.image_size))
     return int((values if isinstance(values, Tensor) else values[0]).shape[1])
-
-
-def seed_of(*parts: object) -> int:
-    """A seed that is a function of the given values and of nothing else."""
-    name = "|".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
-
-
-def fingerprint(weights: nn.Module | dict[str, Tensor]) -> str:
-    """A short name for a module's weights, or other named tensors: equal if and only if they are."""
-    digest = hashlib.blake2b(digest_size=8)
-    for key, value in (weights.state_dict() if isinstance(weights, nn.Module) else weights).items():
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

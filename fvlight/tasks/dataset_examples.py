@@ -23,7 +23,8 @@ from fvlight.maps import LayerMaps, Size
 from fvlight.memory import keep_freed_memory
 from fvlight.pictures import Batch, Pictures, collate, conversion
 from fvlight.readout import Position
-from fvlight.tasks.base import CHECKPOINT_KEY, fingerprint, require_precision, state_of
+from fvlight.tasks.base import require_precision
+from fvlight.tasks.identity import CHECKPOINT_KEY, fingerprint, state_of
 
 PATCH_LIMIT = 4 * 2**30  # bytes of patches that are held at the end of a run
 THUMBNAIL = 112  # pixels of the longer side of the small pictures

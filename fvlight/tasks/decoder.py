@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 from fvlight.analysis.diverse import finite
 from fvlight.errors import FvlightError
 from fvlight.maps import LayerMaps, Size
-from fvlight.tasks.base import CHECKPOINT_KEY, fingerprint, require_precision, seed_of, state_of
+from fvlight.tasks.base import require_precision
+from fvlight.tasks.identity import CHECKPOINT_KEY, fingerprint, seed_of, state_of
 
 SLOPE = 0.2  # of the leaky ReLU
 WIDEST = 256  # channels

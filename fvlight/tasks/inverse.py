@@ -16,7 +16,8 @@ from fvlight.analysis.jacobians import Jacobians, jacobians
 from fvlight.errors import FvlightError, unknown
 from fvlight.response import Response
 from fvlight.solvers import Adam, Patience, Status
-from fvlight.tasks.base import ProblemTask, fingerprint, seed_of
+from fvlight.tasks.base import ProblemTask
+from fvlight.tasks.identity import fingerprint, seed_of
 
 TOP = 8  # features of an objective that are named
 

@@ -35,7 +35,7 @@ from fvlight.errors import FvlightError, unknown
 from fvlight.network import Network
 from fvlight.pictures import Pictures
 from fvlight.results import write_atomically
-from fvlight.tasks.base import fingerprint, require_same
+from fvlight.tasks.identity import fingerprint, require_same
 
 CELLS = "checkpoints"  # so that a directory with cells counts as one that holds a run
 SHOWN = 6  # pictures whose maps are kept for a figure

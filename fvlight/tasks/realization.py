@@ -14,7 +14,8 @@ from fvlight.objectives import direction_score
 from fvlight.parameterizations.robust import Transformations
 from fvlight.response import Response
 from fvlight.solvers import LBFGS, Adam, Evaluation, Patience, Status
-from fvlight.tasks.base import ProblemTask, fingerprint, seed_of
+from fvlight.tasks.base import ProblemTask
+from fvlight.tasks.identity import fingerprint, seed_of
 
 # Starts that leave a target's features silent have no gradient. They are drawn again, larger: at 1/100 of the spread,
 # as photographs nearly even, a third of GoogLeNet's features in inception4c are silent, at 1 half as many.

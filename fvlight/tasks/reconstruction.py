@@ -19,7 +19,8 @@ from fvlight.priors import Lp, TotalVariation
 from fvlight.readout import Readout
 from fvlight.response import Parameterization, read_whole
 from fvlight.solvers import LBFGS, Adam, Evaluation, Momentum, Patience, Status
-from fvlight.tasks.base import ProblemTask, fingerprint, seed_of
+from fvlight.tasks.base import ProblemTask
+from fvlight.tasks.identity import fingerprint, seed_of
 
 RATE, MOMENTUM = 10.0, 0.95  # on preconditioned levels, the rate per pixel; stable in all layers of GoogLeNet
 

@@ -18,7 +18,8 @@ from fvlight.parameterizations import Texture
 from fvlight.priors import identity_of, likelihoods
 from fvlight.readout import Readout
 from fvlight.solvers import Adam, Evaluation, Patience, Status
-from fvlight.tasks.base import ProblemTask, fingerprint, require_units, seed_of
+from fvlight.tasks.base import ProblemTask, require_units
+from fvlight.tasks.identity import fingerprint, seed_of
 
 REDRAWS = 20  # how often a start is drawn again that leaves its unit silent in every crop
 
@@ -78,8 +79,8 @@ class TextureTask(ProblemTask):
     log-likelihood [C, authors' code].
 
     Args:
-        network, layer, units, norm, restarts, seed, prior, alpha, measure_prior, preconditioned, adam, patience, at_once,
-            inner_steps, refill: as in `DiverseTask`; the norm is the root mean square of the crops' norms.
+        network, layer, units, norm, restarts, seed, prior, alpha, measure_prior, preconditioned, adam, patience,
+            at_once, inner_steps, refill: as in `DiverseTask`; the norm is the root mean square of the crops' norms.
         sigma_ratio, every_place: see `Texture`.
         worst: the weight of the least active crop.
         crops_per_step: look at no more than so many crops in each step: at every n-th place in height and in width,
@@ -96,9 +97,9 @@ class TextureTask(ProblemTask):
     def __init__(
         self, network: Network, layer: str, units: Sequence[int], *, norm: float, restarts: int = 1, seed: int = 0,
         sigma_ratio: float = 2.4, every_place: bool = False, worst: float = 0.0, crops_per_step: int | None = None,
-        prior: nn.Module | None = None, alpha: float = 0.0, measure_prior: bool = False,
-        preconditioned: bool = True, adam: Adam | None = None, patience: Patience | None = None, at_once: int | None = 4, inner_steps: int = 10, refill: bool = True,
-        crops_at_once: int = 4096, readout: Readout | None = None,
+        prior: nn.Module | None = None, alpha: float = 0.0, measure_prior: bool = False, preconditioned: bool = True,
+        adam: Adam | None = None, patience: Patience | None = None, at_once: int | None = 4, inner_steps: int = 10,
+        refill: bool = True, crops_at_once: int = 4096, readout: Readout | None = None,
     ) -> None:  # fmt: skip
         self._check(restarts, worst, crops_per_step, crops_at_once)
         readout = readout or Readout(network, layer)

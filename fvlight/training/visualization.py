@@ -35,7 +35,8 @@ from fvlight.parameterizations import FourierImage, NormSphere
 from fvlight.readout import Readout
 from fvlight.settings import even_sample
 from fvlight.solvers import Adam, Block, Evaluation, Patience, Status, solve_block
-from fvlight.tasks.base import count_units, require_units, seed_of
+from fvlight.tasks.base import count_units, require_units
+from fvlight.tasks.identity import seed_of
 
 if TYPE_CHECKING:
     from fvlight.report.mosaic import Pixels, Sheet

@@ -20,7 +20,7 @@ from fvlight.parameterizations import SigmoidPixels
 from fvlight.response import Response
 from fvlight.solvers import LBFGS, Patience
 from fvlight.tasks import InverseResult, InverseTask, RealizationResult, RealizationTask
-from fvlight.tasks.base import seed_of
+from fvlight.tasks.identity import seed_of
 from fvlight.tasks.inverse import Noise
 from tests.helpers import one_thread  # noqa: F401  (a fixture for the whole module)
 from tests.realizations import SIZE, fit, kill, smooth_response, unit

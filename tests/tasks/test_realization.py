@@ -19,7 +19,7 @@ from fvlight.parameterizations.robust import Transformations
 from fvlight.response import Response
 from fvlight.solvers import LBFGS, Adam, Patience
 from fvlight.tasks import RealizationResult, RealizationTask, TextureTask
-from fvlight.tasks.base import seed_of
+from fvlight.tasks.identity import seed_of
 from tests.helpers import one_thread  # noqa: F401  (a fixture for the whole module)
 from tests.realizations import SIZE, fit, kill, smooth_network, smooth_response, trainer, unit
 

@@ -16,7 +16,7 @@ from fvlight.parameterizations import FourierImage, Levels
 from fvlight.priors import TotalVariation
 from fvlight.solvers import LBFGS, Adam, Momentum, Patience
 from fvlight.tasks import ReconstructionTask, Regularisers
-from fvlight.tasks.base import seed_of
+from fvlight.tasks.identity import seed_of
 from fvlight.tasks.reconstruction import pixel_rate
 from tests.helpers import one_thread  # noqa: F401  (a fixture for the whole module)
 from tests.realizations import fit, kill

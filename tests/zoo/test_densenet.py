@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 from fvlight import FvlightError
@@ -111,6 +112,27 @@ def test_trained_weights_lose_a_dead_class_with_its_bias(shared: Path) -> None:
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("options", "file"),
+    [
+        ({}, "densenet_bc"),
+        ({"without": 4}, "densenet_bc_without_4"),
+        ({"depth": 10}, "densenet_bc_10_12"),
+        ({"depth": 10, "growth": 4, "without": 0}, "densenet_bc_10_4_without_0"),
+    ],
+)
+def test_default_weights_go_by_the_options(
+    options: dict[str, Any], file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FVLIGHT_WEIGHTS", str(tmp_path))
+    with pytest.raises(FvlightError, match=rf"no weights at .*/{file}\.safetensors.*scripts/train\.py trains one"):
+        load_network("densenet_bc", **options)
+    other = {name: value for name, value in options.items() if name != "without"}
+    module = load_network("densenet_bc", "random", seed=7, **other).module
+    save_file(module.state_dict(), tmp_path / f"{file}.safetensors")
+    assert torch.equal(load_network("densenet_bc", **options).module.fc.weight, module.fc.weight)
+
+
 def test_random_weights_are_the_authors_initialisation() -> None:
     """N(0, sqrt(2 / (k² outputs))); batch norm 1 and 0; no bias in the classifier."""
     for part in load_network("densenet_bc", "random").module.modules():
@@ -128,8 +150,9 @@ def test_impossible_options_are_named() -> None:
     for depth in (4, 99, 101):
         with pytest.raises(FvlightError, match=rf"depth={depth} of densenet_bc is not 6 n \+ 4"):
             load_network("densenet_bc", "random", depth=depth)
-    for dead in (-1, 10):
-        with pytest.raises(FvlightError, match=f"dead_class={dead} of densenet_bc: there are classes 0 to 9"):
-            load_network("densenet_bc", "random", dead_class=dead)
+    for option in ("dead_class", "without"):
+        for number in (-1, 10):
+            with pytest.raises(FvlightError, match=f"{option}={number} of densenet_bc: there are classes 0 to 9"):
+                load_network("densenet_bc", "random", **{option: number})
     with pytest.raises(FvlightError, match="no transition 'avg' in densenet_bc: did you mean 'average'"):
         load_network("densenet_bc", "random", transition="avg")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fvlight import FvlightError, receptive_field
@@ -72,6 +75,14 @@ def test_windows_of_the_residual_blocks() -> None:
     network = load_network("srnet", "random")
     for block in range(10):
         assert receptive_field(network, f"blocks.{block}").size == (7 + 4 * block,) * 2
+
+
+def test_default_weights_are_of_one_frame_or_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FVLIGHT_WEIGHTS", str(tmp_path))
+    module = load_network("srnet", "random", seed=7, in_channels=101).module
+    save_file(module.state_dict(), tmp_path / "srnet_101.safetensors")
+    found = load_network("srnet", in_channels=101).module
+    assert torch.equal(found.preblock[0].weight, module.preblock[0].weight)
 
 
 @pytest.mark.parametrize("channels", [0, 6, 96])

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from fvlight.errors import FvlightError
 from fvlight.memory import keep_freed_memory
 from fvlight.results import write_atomically
-from fvlight.tasks.base import CHECKPOINT_KEY, Blocks, seed_of, state_of
+from fvlight.tasks.base import Blocks
+from fvlight.tasks.identity import CHECKPOINT_KEY, seed_of, state_of
 
 NOTED = 100  # steps of which the mean loss is noted
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,16 +26,18 @@ def card(name: str, task: Recipe, summary: Mapping[str, Any]) -> str:
     overrides = [text for text in summary["command"].split() if not text.startswith(("hydra.", "out="))]
     command = FOLDERS.sub("", " ".join(overrides))
     count = len(summary["losses"])
+    steps = summary["losses"][-1][0] if count else 0
     rows = sorted({round(i * (count - 1) / max(SHOWN - 1, 1)) for i in range(SHOWN)}) if count else []
     figures = [f"| {key.replace('_', ' ')} | {_shown(value)} |" for key, value in summary["figures"].items()]
     losses = [f"| {step} | {loss:.4g} |" for step, loss in (summary["losses"][i] for i in rows)]
+    how = f"{summary['precision']} on {summary['device']}, finished {summary['date']}:"
     return "\n".join(
         [
             f"# {name}", "", about, "",
-            f"Trained on {task.data}, {summary['precision']} on {summary['device']}, finished {summary['date']}:", "",
+            textwrap.fill(f"Trained on {task.data}. {how}", 120), "",
             "```sh", command, "```", "",
-            f"{task.steps} steps, seed {task.seed}. Convolutions' and matrices' weights are rounded to 16 bits; the",
-            "figures are those of the rounded ones.", "",
+            f"{steps} steps, seed {task.seed}. Kernels and matrices were rounded to 16 bits before the figures",
+            "were measured.", "",
             "| figure | value |", "| --- | --- |", *figures, "",
             "| step | mean loss of the steps before it |", "| --- | --- |", *losses, "",
         ]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fvlight.errors import FvlightError
 from fvlight.settings import number
-from fvlight.tasks.base import seed_of
+from fvlight.tasks.identity import seed_of
 
 from ..densenet import CIFAR_MEAN, CIFAR_STD, DenseNetBC
 from ..weights import seeded
@@ -148,5 +148,6 @@ def recipe(config: Mapping[str, Any], run_dir: Path) -> DenseNetRecipe:
     settings = {**whole, "lr": number(config, "lr"), "without": without}
     made = DenseNetRecipe(load_cifar10(str(config["images"])), **settings, settings=settings)
     left_out = "" if without is None else f", class {without} left out"
-    made.data = f"{len(made.images)} images of {Path(str(config['images'])).name}{left_out}; tested on {len(made.test[0])}"
+    source = Path(str(config["images"])).name
+    made.data = f"{len(made.images)} images of {source}{left_out}; tested on {len(made.test[0])}"
     return made

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fvlight.errors import FvlightError
 from fvlight.results import write_atomically
 from fvlight.settings import number
-from fvlight.tasks.base import seed_of
+from fvlight.tasks.identity import seed_of
 
 from ..isosurface import DEPTH, MASK, NORMAL, OCCLUSION
 from ..scalar_fields import ScalarField, Volume, load_volume

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fvlight.errors import FvlightError
 from fvlight.results import write_atomically
-from fvlight.tasks.base import seed_of
+from fvlight.tasks.identity import seed_of
 
 from ..isosurface import View, geometry_image, random_view
 from ..scalar_fields import ScalarField, Volume, draw_field
