@@ -110,7 +110,8 @@ def _written(
     write_images(run_dir, **kind.tensors(result, network))
     write_metrics(run_dir, kind.COLUMNS, kind.rows(task))
     units = result.summary()
-    hurry = driven.interrupted not in (0, signal.SIGINT)  # SLURM leaves half a minute
+    # SLURM leaves half a minute after its signal; a run that is complete will not be looked at again
+    hurry = driven.interrupted not in (0, signal.SIGINT) and not result.complete
     if not hurry and (description := kind.describe(config, task, result, driven.device)) is not None:
         write_curves(run_dir, description.tensors())
         units = [{**unit, "description": more} for unit, more in zip(units, description.summary(), strict=True)]
