@@ -379,7 +379,7 @@ class ProblemTask(L.LightningModule):
             self.pool.status[self.polishing & ~self.pool.done] = int(Status.MAX_STEPS)
         self._divide(self.share.rank, self.share.processes)
         if self.second is not None:
-            self.second.load(state, self.pool.owned)
+            self.second.take(state, self.pool.owned)
         self.load_extra_state(state)
 
     def take_back(self, checkpoint: dict[str, Any]) -> None:

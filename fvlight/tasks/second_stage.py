@@ -78,7 +78,7 @@ class SecondStage:
         search = self.search or self.lbfgs.start(raw)
         return {"search": {name: join(value) for name, value in search.items()}, "search_rows": join(self.rows)}
 
-    def load(self, state: dict[str, Any], owned: Tensor) -> None:
+    def take(self, state: dict[str, Any], owned: Tensor) -> None:
         """Take the rows of owned (problems,) problems; with another memory all begin anew from where they are."""
         self.search, self.rows = {}, self.rows[:0]
         search: State = state.get("search") or {}

@@ -16,7 +16,8 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.fabric.utilities.distributed import _init_dist_connection, _set_num_threads_if_needed
+from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.strategies.launchers.multiprocessing import _WorkerOutput
@@ -46,6 +47,13 @@ class ProblemsStrategy(DDPStrategy):
 
     def __init__(self, timeout: timedelta = timedelta(days=1), **kwargs: Any) -> None:
         super().__init__(process_group_backend="gloo", timeout=timeout, **kwargs)
+
+    def setup_distributed(self) -> None:
+        """As `DDPStrategy.setup_distributed`, which would bind the group to the GPU."""
+        reset_seed()
+        self.set_world_ranks()
+        assert self.cluster_environment is not None
+        _init_dist_connection(self.cluster_environment, "gloo", timeout=self._timeout)
 
     def _configure_launcher(self) -> None:
         super()._configure_launcher()
