@@ -181,6 +181,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["trainer=cpu", "trainer.devices=2", "trainer.strategy=ddp"],
         ["trainer.devices=2", "trainer.strategy=problems", "trainer.devices=1"],
     ),
+    "problems at once": (["solver.at_once=many"], ["solver.at_once=many", "whole number", "auto"]),
     "seed": (["seed=abc"], ["seed=abc", "whole number"]),
     "seed with a fraction": (["seed=0.5"], ["seed=0.5", "whole number"]),
     "learning rate": (["solver.lr=fast"], ["solver.lr=fast", "number"]),

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from fvlight.analysis.description import Description
-from fvlight.errors import unknown
+from fvlight.errors import FvlightError, unknown
 from fvlight.network import Network
 from fvlight.priors import PixelCNN, TotalVariation
 from fvlight.settings import number, numbers, setting, truth
@@ -77,10 +77,20 @@ def solver_settings(config: Mapping[str, Any]) -> dict[str, Any]:
             number(solver, "patience", int, "solver."),
             number(solver, "decay", float, "solver."),
         ),
-        "at_once": None if solver.get("at_once") == "auto" else number(solver, "at_once", int, "solver."),
+        "at_once": _at_once(solver),
         "inner_steps": number(solver, "inner_steps", int, "solver."),
         "refill": truth(solver, "refill", "solver."),
     }
+
+
+def _at_once(solver: Mapping[str, Any]) -> int | None:
+    """Problems in the batch; None: to be measured."""
+    given = setting(solver, "at_once", "solver.")
+    if given == "auto":
+        return None
+    if isinstance(given, str):
+        raise FvlightError(f"solver.at_once={given}: a whole number is needed, or auto")
+    return number(solver, "at_once", int, "solver.")  # type: ignore[no-any-return]
 
 
 def _first_order(solver: Mapping[str, Any]) -> Adam | Momentum:
