@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     wants_traceback = os.environ.get(FULL_ERROR) not in (None, "", "0")
     try:
-        with _hydra_raises(), nullcontext() if leads() else _mute():
+        with hydra_raises(), nullcontext() if leads() else _mute():
             return _run(given)
     except KeyboardInterrupt:
         print("fvlight: stopped", file=sys.stderr)
@@ -112,13 +112,14 @@ def _job(config: Any, arguments: list[str]) -> JobResult:
 
     hydra_config = HydraConfig.get()
     number = hydra_config.job.num if hydra_config.mode == RunMode.MULTIRUN else None
-    changes = " ".join(text for text in hydra_config.overrides.task if text.partition("=")[0] in swept(arguments))
+    keys = swept(arguments)
+    changes = " ".join(text for text in hydra_config.overrides.task if text.partition("=")[0] in keys)
     name = (number, changes, hydra_config.runtime.output_dir)
     before = next((job.status for job in results.values() if job.interrupted), 0)
     if before:  # an interruption is for the whole sweep
         return JobResult(*name, before)
     try:
-        with _quiet():
+        with quiet():
             return JobResult(*name, _application(config, arguments))
     except Exception as error:
         line = explain(error)
@@ -246,7 +247,7 @@ def _finish(outcome: Outcome, run_dir: Path, overrides: list[str]) -> int:
 
 
 @contextmanager
-def _hydra_raises() -> Iterator[None]:
+def hydra_raises() -> Iterator[None]:
     """Let Hydra raise its errors instead of printing several lines and exiting with status 1."""
     before = os.environ.get(FULL_ERROR)
     os.environ[FULL_ERROR] = "1"
@@ -267,7 +268,7 @@ def _mute() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Lightning's banners, its dependencies' deprecation notes and each try of a download are not for users."""
     names = ("lightning.pytorch", "lightning.fabric", "huggingface_hub", "torch.multiprocessing.spawn")
     loggers = [logging.getLogger(name) for name in names]

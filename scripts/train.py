@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fvlight.cli import _hydra_raises, _quiet, explain
+from fvlight.cli import explain, hydra_raises, quiet
 from fvlight.errors import FvlightError, unknown
 
 CONFIG = Path(__file__).resolve().parents[1] / "zoo" / "training" / "conf"
@@ -74,7 +74,7 @@ def main(given: Sequence[str] | None = None) -> int:
     @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="config")
     def application(config: Any) -> None:
         try:
-            with _quiet():
+            with quiet():
                 settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
                 command = shlex.join(["python", "scripts/train.py", *HydraConfig.get().overrides.task])
                 statuses.append(run(settings, Path(HydraConfig.get().runtime.output_dir), command))
@@ -85,7 +85,7 @@ def main(given: Sequence[str] | None = None) -> int:
     sys.argv = ["train", *arguments]
     try:
         _require_experiment(arguments)
-        with _hydra_raises():
+        with hydra_raises():
             application()
         if errors:
             raise errors[0]

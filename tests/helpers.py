@@ -19,6 +19,7 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
+from fvlight import cli
 from fvlight.network import split_call
 
 Box = tuple[tuple[int, int], tuple[int, int]]  # (first, last + 1) row, (first, last + 1) column
@@ -300,6 +301,14 @@ def benchmark_script(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     module = import_module(request.path.stem.removeprefix("test_"))
     monkeypatch.setattr(module, "keep_freed_memory", lambda: True)  # for the whole process: not in a test
     return module
+
+
+def called(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, list[str]]:
+    """The command in this process: exit status, standard output, lines of standard error."""
+    capsys.readouterr()
+    status = cli.main(list(arguments))
+    output, errors = capsys.readouterr()
+    return status, output, errors.splitlines()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,7 +21,7 @@ from fvlight.errors import FvlightError
 from fvlight.solvers import Evaluation
 from fvlight.tasks import DiverseTask
 from fvlight.zoo import list_networks, load_network
-from tests.helpers import no_handlers, one_thread  # noqa: F401  (fixtures; the second is for all tests)
+from tests.helpers import called, no_handlers, one_thread  # noqa: F401  (fixtures; the last is for all tests)
 
 SMALL = ["restarts=1", "images_per_problem=2", "lambda_grid.values=[0,1]", "solver.max_steps=3"]
 VGG = ["network=vgg19_normalised", "norm=100"]
@@ -40,15 +40,8 @@ def surroundings(no_handlers: None, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process: exit status, standard output, lines of standard error."""
-
-    def call(*arguments: str) -> tuple[int, str, list[str]]:
-        capsys.readouterr()
-        status = cli.main(list(arguments))
-        output, errors = capsys.readouterr()
-        return status, output, errors.splitlines()
-
-    return call
+    """See `called`."""
+    return lambda *arguments: called(capsys, *arguments)
 
 
 def strict_json(path: Path) -> dict:

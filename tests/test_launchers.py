@@ -31,7 +31,7 @@ from fvlight.errors import FvlightError
 from fvlight.tasks import DiverseTask
 from fvlight.training import launching
 from fvlight.training.launching import CommandLauncher, others_by
-from tests.helpers import no_handlers, one_thread  # noqa: F401  (fixtures; the second is for all tests)
+from tests.helpers import called, no_handlers, one_thread  # noqa: F401  (fixtures; the last is for all tests)
 
 SMALL = ["restarts=1", "images_per_problem=2", "lambda_grid.values=[0,1]", "solver.max_steps=3", "trainer=cpu"]
 SEVERAL = [*SMALL[1:3], "restarts=2", "solver.max_steps=40", "solver.inner_steps=4", "describe=false", "trainer=cpu"]
@@ -52,15 +52,8 @@ def surroundings(no_handlers: None, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process: exit status, standard output, lines of standard error."""
-
-    def call(*arguments: str) -> tuple[int, str, list[str]]:
-        capsys.readouterr()
-        status = cli.main(list(arguments))
-        output, errors = capsys.readouterr()
-        return status, output, errors.splitlines()
-
-    return call
+    """See `called`."""
+    return lambda *arguments: called(capsys, *arguments)
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from fvlight.tasks import DiverseTask
 from fvlight.training import AtomicCheckpointIO, SaveRegularly
 from fvlight.zoo import load_network
 from tests.helpers import (  # noqa: F401  (fixtures; the third for all tests)
+    called,
     handlers_taken_off,
     no_handlers,
     one_thread,
@@ -168,12 +169,7 @@ def run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(cli.FULL_ERROR, raising=False)
 
-    def call(*arguments: str) -> tuple[int, list[str]]:
-        capsys.readouterr()
-        status = cli.main(list(arguments))
-        return status, capsys.readouterr().err.splitlines()
-
-    return call
+    return lambda *arguments: called(capsys, *arguments)[::2]
 
 
 def outcome(folder: Path) -> tuple[bytes, dict[str, Any], bytes]:

@@ -16,7 +16,7 @@ from torch import nn
 from fvlight import cli
 from fvlight.errors import FvlightError
 from fvlight.trusted import require_trusted, trusted_class
-from tests.helpers import no_handlers  # noqa: F401  (a fixture)
+from tests.helpers import called, no_handlers  # noqa: F401  (the second is a fixture)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL = ["restarts=1", "images_per_problem=2", "lambda_grid.values=[0,1]", "solver.max_steps=3", "trainer=cpu"]
@@ -52,12 +52,7 @@ def run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(cli.FULL_ERROR, raising=False)
 
-    def call(*arguments: str) -> tuple[int, list[str]]:
-        capsys.readouterr()
-        status = cli.main([*SMALL, *arguments])
-        return status, capsys.readouterr().err.splitlines()
-
-    return call
+    return lambda *arguments: called(capsys, *SMALL, *arguments)[::2]
 
 
 # -- names -------------------------------------------------------------------------------------------------

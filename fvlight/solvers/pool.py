@@ -89,8 +89,10 @@ class Pool:
 
     def batches(self, rows: Tensor) -> list[Tensor]:
         """Problems, ascending, in batches of at most ``capacity``; in fixed groups, where these are solved in such."""
-        if self.refill or not len(rows):
-            return list(rows.split(self.capacity)) if len(rows) else []
+        if not len(rows):
+            return []
+        if self.refill:
+            return list(rows.split(self.capacity))
         group = self._groups(rows)
         return [rows[group == one] for one in group.unique()]
 

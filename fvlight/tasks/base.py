@@ -31,7 +31,7 @@ from fvlight.solvers import (
 )
 from fvlight.tasks.identity import CHECKPOINT_KEY, state_of
 from fvlight.tasks.second_stage import SecondStage
-from fvlight.tasks.shares import Share, owners
+from fvlight.tasks.shares import GO_ON, Share, owners
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 
@@ -220,7 +220,7 @@ class ProblemTask(L.LightningModule):
     def on_train_end(self) -> None:
         blocks = self.share.sum(torch.tensor([self.trainer.global_step]))
         if int(blocks) != self.trainer.global_step * self.share.processes:
-            raise FvlightError("some processes ended before others: go on from the checkpoint with resume=DIRECTORY")
+            raise FvlightError(f"some processes ended before others; {GO_ON}")
         if not self.share.whole:
             history = self._joined_history()
             self.history = [history] if self.share.first else []  # whole there, and not twice

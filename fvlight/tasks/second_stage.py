@@ -46,15 +46,13 @@ class SecondStage:
             evaluate: parameters and problems to scores.
         """
         new = rows[~torch.isin(rows, self.rows)]
+        fresh = self.lbfgs.start(raw_of(new))
+        device = fresh["raw"].device  # after a resume the others are elsewhere
+        self.search = {name: value.to(device) for name, value in self.search.items()}
         if len(new):
-            fresh = self.lbfgs.start(raw_of(new))
-            device = fresh["raw"].device  # after a resume the others may be elsewhere
-            old = {name: value.to(device) for name, value in self.search.items()}
-            self.search = {name: torch.cat([old[name], fresh[name]]) for name in fresh} if old else fresh
+            old = self.search or {name: value[:0] for name, value in fresh.items()}
+            self.search = {name: torch.cat([old[name], fresh[name]]) for name in fresh}
             self.rows = torch.cat([self.rows, new])
-        else:
-            device = raw_of(rows[:0]).device
-            self.search = {name: value.to(device) for name, value in self.search.items()}
         inside = torch.isin(self.rows, rows)  # with fewer processes than before some may pause
         rows, state = self.rows[inside], self.search
         if not inside.all():

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 
 from fvlight.errors import FvlightError
 from fvlight.settings import number
-from fvlight.tasks.base import PRECISIONS, ProblemTask
+from fvlight.tasks.base import ProblemTask, require_precision
 from fvlight.training.checkpoints import FILE_NAME, AtomicCheckpointIO, SaveRegularly
 from fvlight.training.interrupt import StopOnInterrupt
 from fvlight.training.problems import ProblemsStrategy
@@ -117,8 +117,8 @@ def make_trainer(
         FvlightError: Lightning takes no such arguments, or would start several processes that can't share the work.
     """
     precision = str(config["trainer"].get("precision", "32-true"))
-    if precision not in (*PRECISIONS, "32", "64", "bf16"):  # before Lightning takes another one for it
-        raise FvlightError(f"trainer.precision={precision}: fvlight computes in {', '.join(PRECISIONS)}")
+    if precision not in ("32", "64", "bf16"):  # before Lightning takes another one for it
+        require_precision(precision)
 
     def make(**changed: Any) -> L.Trainer:
         return L.Trainer(

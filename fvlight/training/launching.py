@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
@@ -26,8 +30,32 @@ class CommandLauncher(_SubprocessScriptLauncher):
     """Starts the other ranks by the command that `others_by` names; without one, Lightning's way: the same script.
 
     Lightning would take ``sys.argv[0]`` for a script, which a console entry is not, and quotes Hydra's run directory
-    so that not every name can be read again.
+    so that not every name can be read again. And it kills the first process as soon as another one has ended with an
+    error, whatever it is writing. Here processes notice by themselves that one is gone, as soon as they talk to each
+    other; until then, when ``all_there`` is set, they are watched.
     """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.all_there = threading.Event()
+
+    def launch(self, function: Any, *args: Any, trainer: L.Trainer | None = None, **kwargs: Any) -> Any:
+        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        if not self.cluster_environment.creates_processes_externally:
+            self._call_children_scripts()
+            threading.Thread(target=self._watch, daemon=True).start()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        return function(*args, **kwargs)
+
+    def _watch(self) -> None:
+        while not self.all_there.wait(0.2):
+            for rank, process in enumerate(self.procs, 1):
+                if process.poll() is not None:
+                    print(
+                        f"fvlight: process {rank} has ended as it began (status {process.returncode})", file=sys.stderr
+                    )
+                    self.kill(signal.SIGKILL)
+                    os._exit(2)  # the main thread waits for that process, and hears nothing
 
     def _call_children_scripts(self) -> None:
         if _command is None:
@@ -76,7 +104,7 @@ def others_by(command: Sequence[str]) -> Iterator[None]:
 def _stop() -> None:
     """Kill what is left: after an error they would wait for rank 0 in a collective."""
     left = _started[:]
-    _started.clear()  # so that Lightning's observer does not take them for failed and kill this process, too
+    _started.clear()
     for process in left:
         process.kill()
         process.wait()

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import sys
 import tempfile
-import threading
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.fabric.utilities.distributed import _init_dist_connection, _set_num_threads_if_needed
+from lightning.fabric.utilities.distributed import _init_dist_connection
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
@@ -61,12 +57,12 @@ class ProblemsStrategy(DDPStrategy):
             self._launcher = _ForkLauncher(self, start_method=self._start_method)  # type: ignore[arg-type]
         else:
             assert self.cluster_environment is not None
-            self._launcher = _ScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+            self._launcher = CommandLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def setup_environment(self) -> None:
         super().setup_environment()
         self.barrier()
-        if isinstance(self._launcher, _ScriptLauncher):
+        if isinstance(self._launcher, CommandLauncher):
             self._launcher.all_there.set()
 
     @property
@@ -128,36 +124,6 @@ class ProblemsStrategy(DDPStrategy):
         with lost_process():
             dist.all_reduce(votes)
         return int(votes) == self.world_size if all else bool(votes)
-
-
-class _ScriptLauncher(CommandLauncher):
-    """Starts the command again for each further process.
-
-    Lightning's own kills the first process as soon as another one has ended with an error, whatever it is writing. Here
-    processes notice by themselves that one is gone, as soon as they talk to each other; until then they are watched.
-    """
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.all_there = threading.Event()
-
-    def launch(self, function: Any, *args: Any, trainer: L.Trainer | None = None, **kwargs: Any) -> Any:
-        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-        if not self.cluster_environment.creates_processes_externally:
-            self._call_children_scripts()
-            threading.Thread(target=self._watch, daemon=True).start()
-        _set_num_threads_if_needed(num_processes=self.num_processes)
-        return function(*args, **kwargs)
-
-    def _watch(self) -> None:
-        while not self.all_there.wait(0.2):
-            for rank, process in enumerate(self.procs, 1):
-                if process.poll() is not None:
-                    print(
-                        f"fvlight: process {rank} has ended as it began (status {process.returncode})", file=sys.stderr
-                    )
-                    self.kill(signal.SIGKILL)
-                    os._exit(2)  # the main thread waits for that process, and hears nothing
 
 
 class _ForkLauncher(_MultiProcessingLauncher):
