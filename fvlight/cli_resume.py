@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from fvlight.cli_networks import add_library_networks
-from fvlight.cli_processes import leads
 from fvlight.errors import FvlightError
 
 AUTO = "auto"
@@ -111,12 +110,13 @@ def _with_auto(typed: list[str], config_name: str) -> list[str] | None:
     run_dir = max(runs, key=_age, default=None) if timed else folder
     before = None if run_dir is None else recorded(run_dir)
     if run_dir is None or before is None:
-        _say(f"resume=auto: no run of these settings in {folder.parent if timed else folder}: beginning one")
+        where = folder.parent if timed else folder
+        print(f"resume=auto: no run of these settings in {where}: beginning one", file=sys.stderr)
         return typed
     if before == settings and _complete(run_dir):
-        _say(f"resume=auto: {run_dir} is complete, nothing is left to do")
+        print(f"resume=auto: {run_dir} is complete, nothing is left to do", file=sys.stderr)
         return None
-    _say(f"resume=auto: going on with {run_dir}")
+    print(f"resume=auto: going on with {run_dir}", file=sys.stderr)
     return [*typed, *_place(run_dir.resolve())]
 
 
@@ -144,11 +144,6 @@ def _complete(run_dir: Path) -> bool:
         return bool(json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))["complete"])
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _say(text: str) -> None:
-    if leads():
-        print(text, file=sys.stderr)
 
 
 # -- directories -----------------------------------------------------------------------------------------------

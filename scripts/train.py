@@ -89,6 +89,9 @@ def main(given: Sequence[str] | None = None) -> int:
             application()
         if errors:
             raise errors[0]
+    except KeyboardInterrupt:  # before the first step or after the last; between them `fit` saves, and returns
+        print("train: stopped", file=sys.stderr)
+        return 130
     except Exception as error:
         line = _explain_key(error, arguments) or explain(error)
         if line is None:

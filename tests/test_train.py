@@ -87,6 +87,17 @@ def test_errors_are_one_line(
     assert message in line
 
 
+def test_ctrl_c_before_the_first_step_is_one_line(
+    train: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fvlight.zoo.training.densenet.recipe", interrupted)
+    assert train.main(["experiment=train/densenet_bc", "hydra.run.dir=out"]) == 130
+    assert capsys.readouterr().err == "train: stopped\n"
+
+
 # -- the first steps of the trainings whose weights shipped ------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
+from fvlight.batch_size import is_out_of_memory
 from fvlight.errors import FvlightError, unknown
 from fvlight.network import InputSpace, Network
 from fvlight.parameterizations import FourierImage, NormSphere
@@ -164,10 +165,10 @@ class FeatureVisualization(L.Callback):
                 with torch.no_grad():
                     images[rows], values[rows] = view.images(raw), score(raw)
                 mine = mine[len(rows) :]
-            except torch.OutOfMemoryError:
-                if self.at_once == 1:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or len(rows) == 1:
                     raise
-                self.at_once //= 2
+                self.at_once = len(rows) // 2
         if processes > 1:  # each row is zero in all processes but one
             images, values = (trainer.strategy.reduce(part, reduce_op="sum") for part in (images, values))
         return images.cpu(), values.cpu()

@@ -233,13 +233,16 @@ def test_its_images_depend_on_the_weights_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("restored_environment")
-def test_where_memory_is_short_fewer_images_are_made_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("simulated"), RuntimeError("can't allocate memory: 9 bytes")])
+def test_where_memory_is_short_fewer_images_are_made_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
     counts: list[int] = []
 
     def narrow(score: Callable[[Tensor], Tensor], raw: Tensor, *rest: Any) -> Tensor:
         counts.append(len(raw))
         if len(raw) > 2:
-            raise torch.OutOfMemoryError("simulated")
+            raise error
         return maximise(score, raw, *rest)
 
     plenty, little = (visualization(layers={"middle": [0, 1, 3]}, at_once=at_once) for at_once in (32, 5))
