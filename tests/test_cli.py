@@ -166,6 +166,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "trainer's argument": (["+trainer.colour=1"], ["trainer", "'colour'"]),
     "trainer": (["trainer=cpus"], ["'cpus'", "'cpu'"]),
     "accelerator": (["trainer.accelerator=abacus"], ["abacus"]),
+    "strategy": (["trainer.strategy=problem"], ["no strategy 'problem'", "did you mean 'problems'"]),
     "precision": (["trainer.precision=31"], ["trainer.precision=31", "32-true", "bf16-mixed"]),
     # on a CPU Lightning takes bfloat16 for it and says so in a warning only
     "half precision": (["trainer.precision=16-mixed"], ["trainer.precision=16-mixed", "bf16-mixed"]),

@@ -11,8 +11,9 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import StrategyRegistry
 
-from fvlight.errors import FvlightError
+from fvlight.errors import FvlightError, unknown
 from fvlight.settings import number
 from fvlight.tasks.base import ProblemTask, require_precision
 from fvlight.training.checkpoints import FILE_NAME, AtomicCheckpointIO, SaveRegularly
@@ -119,6 +120,9 @@ def make_trainer(
     precision = str(config["trainer"].get("precision", "32-true"))
     if precision not in ("32", "64", "bf16"):  # before Lightning takes another one for it
         require_precision(precision)
+    strategy, registered = config["trainer"].get("strategy", "auto"), StrategyRegistry.available_strategies()
+    if isinstance(strategy, str) and strategy not in ("auto", *registered):
+        raise unknown("strategy", strategy, ["auto", *sorted(registered, key=lambda name: "problems" not in name)])
 
     def make(**changed: Any) -> L.Trainer:
         return L.Trainer(
@@ -135,7 +139,7 @@ def make_trainer(
 
     try:
         trainer = make()
-        if shared and trainer.world_size > 1 and config["trainer"].get("strategy", "auto") == "auto":
+        if shared and trainer.world_size > 1 and strategy == "auto":
             trainer = make(strategy="problems")
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise FvlightError(f"trainer: {str(error).splitlines()[0]}") from error
