@@ -2,8 +2,8 @@
 
     python scripts/sample_prior.py [--weights FILE.safetensors] [--count 16] [--size 32] [--out samples.png]
 
-A pass through the network for each pixel: with the weights that come with fvlight a minute or so on a CPU. Below the
-picture's path stands how likely the model finds its samples, in bits per dimension.
+A pass through the network for each pixel: with the weights that come with fvlight two or three minutes on a CPU core.
+Below the picture's path stands how likely the model finds its samples, in bits per dimension.
 """
 
 from __future__ import annotations
