@@ -9,7 +9,6 @@ same hydra.run.dir goes on with a training that was interrupted. In the end the 
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
@@ -43,8 +42,7 @@ def run(config: dict[str, Any], run_dir: Path, command: str) -> int:
         print(f"interrupted at step {task.global_step}; go on with the same command", file=sys.stderr)
         return 128 + driven.interrupted
     module = task.trained().eval()
-    metadata = {"recipe": name, "steps": str(task.steps), "seed": str(config["seed"])}
-    write_weights(module, out, {**metadata, "first_losses": json.dumps(task.history[:5])})
+    write_weights(module, out, {"recipe": name, **task.metadata()})
     figures = task.measure(run_dir)
     summary = {
         "command": command, "settings": config, "date": time.strftime("%Y-%m-%d"), "precision": driven.precision,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,10 @@ class Recipe(L.LightningModule):
     def trained(self) -> nn.Module:
         """The module with the weights that ship."""
         return self.module
+
+    def metadata(self) -> dict[str, str]:
+        """What the file of weights says, for whoever trains them again."""
+        return {"steps": str(self.steps), "seed": str(self.seed), "first_losses": json.dumps(self.history[:5])}
 
     # -- Lightning -----------------------------------------------------------------------------------------
 

@@ -146,6 +146,15 @@ class SRNetRecipe(Recipe):
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, max(1, -(-self.steps // STAGES)), 0.5)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def metadata(self) -> dict[str, str]:
+        """And the loss of bilinear upscaling, as which the network begins: how hard the crops are."""
+        low, high = (images.float() for images in (self.low, self.high))
+        begun = [
+            float(srnet_loss(F.pad(bilinear(a), (0, 0, 0, 0, 0, 1)), b))
+            for a, b in zip(low.split(1), high.split(1), strict=True)
+        ]
+        return {**super().metadata(), "bilinear_loss": repr(sum(begun) / len(begun))}
+
     def measure(self, folder: Path) -> dict[str, Any]:
         figures: dict[str, Any] = {}
         for name, field in self.tested.items():
