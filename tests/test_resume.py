@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import json
 import multiprocessing
@@ -478,6 +479,7 @@ class Killable:
     def call(self, arguments: list[str]) -> Any:
         process = self.context.Process(target=command, args=(arguments,))
         process.start()
+        atexit.register(process.kill)  # a test that fails leaves it behind, and Python would wait for it
         return process
 
     def finish(self) -> None:
