@@ -57,13 +57,14 @@ class StopOnInterrupt(L.Callback):
                 print(f"\n{text}", file=sys.stderr, flush=True)
 
     def _agree(self, trainer: L.Trainer) -> int:
-        """The signal, if any process has got one."""
-        if trainer.strategy.reduce_boolean_decision(bool(self.requested), all=False):
-            # the same for all: one of several signals, if processes have got different ones
-            for number in SIGNALS:
-                if trainer.strategy.reduce_boolean_decision(self.requested == number, all=False):
-                    self.requested = int(number)
-                    break
+        """The signal, if any process had got one when all were asked; one that comes later waits for the next time."""
+        if not trainer.strategy.reduce_boolean_decision(bool(self.requested), all=False):
+            return 0
+        # the same for all: one of several signals, if processes have got different ones
+        for number in SIGNALS:
+            if trainer.strategy.reduce_boolean_decision(self.requested == number, all=False):
+                self.requested = int(number)
+                break
         return self.requested
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -153,6 +153,31 @@ def test_another_process_has_got_it(number: int) -> None:
     callback.restore()
 
 
+class Late(Loop):
+    """A signal comes while the processes are talking: too late for the first vote, which the others have seen fail."""
+
+    def reduce_boolean_decision(self, decision: bool, all: bool) -> bool:
+        voted = super().reduce_boolean_decision(decision, all)
+        if len(self.asked) == 1 and self.number:
+            signal.raise_signal(self.number)
+        return voted
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_what_comes_after_the_vote_waits_for_the_next_one(number: int) -> None:
+    """A process that stopped by itself would wait for the others, and they for it."""
+    loop = Late()
+    loop.number = number
+    callback = begin(loop)
+    callback.on_train_batch_end(loop)  # type: ignore[arg-type]
+    assert (loop.asked, loop.should_stop, callback.requested) == ([False], False, number)
+    loop.asked.clear()
+    loop.number = 0  # no further one
+    callback.on_train_batch_end(loop)  # type: ignore[arg-type]
+    assert loop.should_stop
+    callback.restore()
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_who_starts_others_passes_it_on(number: int) -> None:
     """But not Ctrl-C: the terminal sends that to all of them."""
