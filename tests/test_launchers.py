@@ -241,9 +241,7 @@ def look(run: Run, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[di
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_other_ranks_get_the_same_run(
-    resumed: bool, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_ranks_get_the_same_run(resumed: bool, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = ["~solver.eps", "+trainer.note='a, \"b\" (c=d)'", "lambda_grid.values=[0,1]"]
     first = look(run, monkeypatch, *odd, f"hydra.run.dir={cli.quoted(tmp_path / ODD)}")
     if resumed:
@@ -401,9 +399,7 @@ def test_jobs_in_processes_of_their_own(name: str, tmp_path: Path) -> None:
     )
     sweep = tmp_path / "sweep"
     assert status == 2
-    assert errors == [
-        f"fvlight: job 1 (threshold=2) in {sweep}/1: threshold=2.0: a share of the activation, in (0, 1]"
-    ]
+    assert errors == [f"fvlight: job 1 (threshold=2) in {sweep}/1: threshold=2.0: a share of the activation, in (0, 1]"]
     assert output.splitlines()[-3:] == [
         f"job 0 (threshold=0.5): finished, {sweep}/0",
         f"job 1 (threshold=2): failed, {sweep}/1",

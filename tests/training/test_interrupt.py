@@ -219,9 +219,7 @@ def trainer(folder: Path, *callbacks: L.Callback, **options: Any) -> L.Trainer:
 @pytest.mark.parametrize("stage", ["fit", "predict"])
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # of Lightning, about its own demo
-def test_a_trainer_stops(
-    number: int, stage: str, slurm: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trainer_stops(number: int, stage: str, slurm: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the block, without Lightning's exception for SIGTERM, or its checkpoint and requeueing for SLURM."""
     if slurm:
         variables = {"NTASKS": 1, "JOB_NAME": "job", "JOB_ID": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
