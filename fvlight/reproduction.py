@@ -27,7 +27,7 @@ from typing import Any
 from fvlight.cli import USAGE_ERROR, configurations, explain, quoted
 from fvlight.cli_networks import conf_folder
 from fvlight.errors import FvlightError, unknown
-from fvlight.reproduction_page import RECORD, read_json, render, without_folders
+from fvlight.reproduction_page import RECORD, figures, gather, read_json, render, without_folders
 from fvlight.results import SUMMARY, write_atomically
 
 PAPER = "cadena2018"
@@ -151,8 +151,11 @@ def complete(run_dir: Path) -> bool:
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """``reproduction.json``: the settings of an experiment's runs, where and when they were computed."""
-    text = json.dumps(record, indent=1, ensure_ascii=False)
-    write_atomically(folder / RECORD, lambda path: path.write_text(text, encoding="utf-8"))
+    _write(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False))
+
+
+def _write(file: Path, text: str) -> None:
+    write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 # -- running ---------------------------------------------------------------------------------------------------
@@ -276,7 +279,9 @@ def main(given: Sequence[str] | None = None) -> int:
         typed += [f"trainer.precision={options.precision}"] if options.precision else []
         shown = [f"--units {options.units}", f"--precision {options.precision}" if options.precision else ""]
         shown += ["--images FOLDER" if images else "", *(without_folders(text) for text in options.overrides)]
-        status = 0
+        page = (options.report or out / "REPRODUCTION.md").expanduser().resolve()
+        kept, status = page.with_suffix(".json"), 0
+        gather(out, experiments(), kept)  # what is wrong with it is said before hours of work
         try:
             if not options.render_only:
                 arguments = " ".join(filter(None, shown))
@@ -284,9 +289,9 @@ def main(given: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             status = 130
         finally:
-            page = (options.report or out / "REPRODUCTION.md").expanduser().resolve()
-            text = render(out, experiments(), options.findings.expanduser())
-            write_atomically(page, lambda path: path.write_text(text, encoding="utf-8"))
+            found = gather(out, experiments(), kept)
+            _write(kept, figures(found))
+            _write(page, render(found, options.findings.expanduser()))
             print(page)
         return status
     except FvlightError as error:

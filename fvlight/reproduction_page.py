@@ -1,52 +1,46 @@
-"""``REPRODUCTION.md`` from the files of the experiments' folders: numbers are copied, none is typed."""
+"""``REPRODUCTION.md`` from the files of the experiments' folders: numbers are copied, none is typed.
+
+The figures of a page lie beside it as ``REPRODUCTION.json``. Experiments that a folder doesn't hold are taken from
+there, so that one page can grow over several folders, machines and days.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fvlight.errors import FvlightError
+
 RECORD = "reproduction.json"
 VERDICTS = {True: "yes", False: "**no**", None: "undecided"}
+NOT_RUN = "not run"
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What one experiment left behind: ``record`` and ``summary`` are None where it never began or never ended."""
+    """What the page says of one experiment.
+
+    Attributes:
+        state: ``ran``, or what it is that the figures are not, or not wholly, there.
+        origin: ``arguments`` of the command, ``version``, ``machine`` and ``date``; empty without figures.
+        claims: each with ``claim``, ``measured``, ``expected``, ``holds``.
+        runs: the row of each, by the heads of the table.
+    """
 
     name: str
-    folder: Path
-    record: dict[str, Any] | None
-    summary: dict[str, Any] | None
+    state: str = NOT_RUN
+    origin: dict[str, str] = field(default_factory=dict)
+    claims: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def number(self) -> str:
         """`5` of `fig5_random_weights`."""
         return self.name.partition("_")[0].removeprefix("fig")
-
-    @property
-    def state(self) -> str:
-        if self.record is None:
-            return "not run"
-        if "failed" in self.record:
-            return f"failed: {self.record['failed']}"
-        return "ran" if self.summary and self.summary["complete"] else "interrupted"
-
-    @property
-    def claims(self) -> list[dict[str, Any]]:
-        return self.summary["claims"] if self.summary else []
-
-    @property
-    def runs(self) -> dict[str, dict[str, Any]]:
-        """The summaries of its runs, by name."""
-        if self.summary is None:
-            return {}
-        names = self.summary.get("runs") or {"": None}
-        found = {name: read_json(self.folder / name / "summary.json") for name in names}
-        return {name: summary for name, summary in found.items() if summary}
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -62,9 +56,41 @@ def without_folders(text: str) -> str:
 def load(out: Path, name: str) -> Experiment:
     """An experiment's files. Of one that was interrupted the summary, if any, is of a part, and left out."""
     record, summary = read_json(out / name / RECORD), read_json(out / name / "summary.json")
+    if record is None:
+        return Experiment(name)
     if summary and any(status == "interrupted" for unit in summary.get("units") or () for status in _statuses(unit)):
         summary = None
-    return Experiment(name, out / name, record, summary if record else None)
+    state = "ran" if summary and summary["complete"] else "interrupted"
+    if "failed" in record:
+        state = f"failed: {record['failed']}"
+    if summary is None:
+        return Experiment(name, state)
+    origin = {"version": summary["version"], **{key: record[key] for key in ("arguments", "machine", "date")}}
+    keys = ("claim", "measured", "expected", "holds")
+    claims = [{key: claim[key] for key in keys} for claim in summary["claims"]]
+    found = {run: read_json(out / name / run / "summary.json") for run in summary.get("runs") or {"": None}}
+    rows = [_run_row(run, one, record["shared"].get(run)) for run, one in found.items() if one]
+    return Experiment(name, state, origin, claims, rows)
+
+
+def gather(out: Path, names: Sequence[str], kept: Path) -> list[Experiment]:
+    """The experiments of a page: as they are in ``out``, or in the file ``kept`` where ``out`` has no figures of them.
+
+    Raises:
+        FvlightError: the file is not one that this command has written.
+    """
+    try:
+        stored = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
+        before = {one["name"]: Experiment(**one) for one in stored}
+    except (ValueError, TypeError, KeyError) as error:
+        raise FvlightError(f"{kept} holds no figures of a page: move it away, or choose another --report") from error
+    found = [load(out, name) for name in names]
+    return [one if one.origin else before.get(one.name, one) for one in found]
+
+
+def figures(found: Sequence[Experiment]) -> str:
+    """What `gather` takes for ``kept``: of the experiments that have figures."""
+    return json.dumps([asdict(one) for one in found if one.origin], indent=1, ensure_ascii=False) + "\n"
 
 
 def _statuses(unit: dict[str, Any]) -> Iterator[str]:
@@ -72,9 +98,8 @@ def _statuses(unit: dict[str, Any]) -> Iterator[str]:
     yield from (entry["status"] for entry in unit.get("sweep") or [unit])
 
 
-def render(out: Path, names: Sequence[str], findings: Path) -> str:
+def render(found: Sequence[Experiment], findings: Path) -> str:
     """The whole page; of each experiment ``findings/figN.md`` is included where there is one."""
-    found = [load(out, name) for name in names]
     blocks = [
         "# Cadena et al. 2018, reproduced",
         "Written by `fvlight-reproduce` from the files of its runs: no number in a table is typed by hand. "
@@ -86,16 +111,16 @@ def render(out: Path, names: Sequence[str], findings: Path) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _provenance(found: list[Experiment]) -> Iterator[str]:
+def _provenance(found: Sequence[Experiment]) -> Iterator[str]:
     """Command, version, machine and dates; an item for each such set that experiments were run with."""
     groups: dict[tuple[str, str, str], list[Experiment]] = {}
     for one in found:
-        if one.record and one.summary:
-            key = (one.record["arguments"], one.summary["version"], one.record["machine"])
+        if one.origin:
+            key = (one.origin["arguments"], one.origin["version"], one.origin["machine"])
             groups.setdefault(key, []).append(one)
     items = []
     for (arguments, version, machine), members in groups.items():
-        dates = sorted({one.record["date"] for one in members if one.record})
+        dates = sorted({one.origin["date"] for one in members})
         names = "" if len(groups) == 1 else ": " + ", ".join(f"`{one.name}`" for one in members)
         when = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
         items.append(f"- `fvlight-reproduce {arguments}`, fvlight {version}, {machine}, {when}{names}")
@@ -103,7 +128,7 @@ def _provenance(found: list[Experiment]) -> Iterator[str]:
         yield "\n".join(items)
 
 
-def _overview(found: list[Experiment]) -> Iterator[str]:
+def _overview(found: Sequence[Experiment]) -> Iterator[str]:
     """How many claims hold, and by name all that do not, that are undecided, and that are not there."""
     claims = [(one, claim) for one in found for claim in one.claims]
     count = {verdict: sum(claim["holds"] is verdict for _, claim in claims) for verdict in VERDICTS}
@@ -133,20 +158,23 @@ def _section(one: Experiment, finding: Path) -> Iterator[str]:
         rows = [[*(_cell(claim[key]) for key in keys), VERDICTS[claim["holds"]]] for claim in one.claims]
         yield _table([*keys, "holds"], rows)
     if one.runs:
-        heads = ["run", "network", "layer", "units", "lambdas", "number type", "seconds", "warnings"]
-        yield _table(heads, [_run_row(one, name, run) for name, run in one.runs.items()])
+        yield _table(list(one.runs[0]), [list(row.values()) for row in one.runs])
     if finding.is_file():
         yield from ("### Findings", finding.read_text(encoding="utf-8").strip())
 
 
-def _run_row(one: Experiment, name: str, run: dict[str, Any]) -> list[str]:
+def _run_row(name: str, run: dict[str, Any], source: str | None) -> dict[str, str]:
     lambdas = [point["lambda"] for point in run["units"][0].get("sweep") or ()]
-    source = (one.record or {})["shared"].get(name)
-    return [
-        name or "–", run["network"], run["layer"], str(len(run["units"])),
-        f"{len(lambdas)} (up to {lambdas[-1]:g})" if lambdas else "–",
-        run["precision"], f"{run['seconds']:.0f}" + (f" (in {source})" if source else ""), str(len(run["warnings"])),
-    ]  # fmt: skip
+    return {
+        "run": name or "–",
+        "network": run["network"],
+        "layer": run["layer"],
+        "units": str(len(run["units"])),
+        "lambdas": f"{len(lambdas)} (up to {lambdas[-1]:g})" if lambdas else "–",
+        "number type": run["precision"],
+        "seconds": f"{run['seconds']:.0f}" + (f" (in {source})" if source else ""),
+        "warnings": str(len(run["warnings"])),
+    }
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:

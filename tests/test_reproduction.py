@@ -19,7 +19,7 @@ from fvlight import cli, reproduction
 from fvlight.cli_networks import conf_folder
 from fvlight.errors import FvlightError
 from fvlight.reproduction import RECORD, checkpoint, chosen, experiments, main, make_ready, prepare
-from fvlight.reproduction_page import without_folders
+from fvlight.reproduction_page import figures, gather, load, render, without_folders
 from tests.helpers import handlers_taken_off, one_thread  # noqa: F401  (the second: a fixture for all tests)
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -347,7 +347,32 @@ def test_the_page(tmp_path: Path) -> None:
     (tmp_path / "findings").mkdir()
     (tmp_path / "findings" / "fig2.md").write_text("\nIt was the *norm*.\n")
     names = ["fig1_one", "fig2_two", "fig3_half", "fig4_part", "fig5_begun", "fig10_three"]
-    assert reproduction.render(tmp_path, names, tmp_path / "findings") == EXPECTED
+    kept = tmp_path / "page.json"
+    found = gather(tmp_path, names, kept)
+    assert render(found, tmp_path / "findings") == EXPECTED
+    kept.write_text(figures(found))
+    # another folder, with one experiment: it takes the place of what was kept, and one without figures does not
+    other = tmp_path / "other"
+    write(other / "fig1_one", summary("conv", claims=[yes]), {"machine": "new"})
+    write(other / "fig2_two", summary("conv", claims=[yes]), {"machine": "new"})
+    write(other / "fig10_three", None, {})
+    more = gather(other, names, kept)
+    assert more[0] == load(other, "fig1_one")
+    assert more[1] == load(other, "fig2_two")
+    assert [one.state for one in more] == ["ran", "ran", "not run", "failed: became NaN", "not run", "ran"]
+    assert more[5] == found[5]
+    assert render(gather(tmp_path / "none", names, kept), tmp_path / "none").count("| c | not measured |") == 1
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '[{"name": "fig1_one", "colour": 1}]', "[[]]", '{"a": 1}'])
+def test_what_is_kept_is_that_of_a_page(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("whole")
+    page.with_suffix(".json").write_text(text)
+    assert main(["--out", str(tmp_path / "out"), "--report", str(page), "--render-only"]) == 2
+    said = "page.json holds no figures of a page: move it away, or choose another --report"
+    assert capsys.readouterr().err == f"fvlight-reproduce: {tmp_path}/{said}\n"
+    assert page.read_text() == "whole"
 
 
 @pytest.mark.parametrize(
