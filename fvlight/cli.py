@@ -11,7 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from fvlight.cli_networks import (
     print_networks,
 )
 from fvlight.cli_processes import FOLLOW, JobResult, conclude_sweep, leads, require_one_folder, results, swept
-from fvlight.cli_resume import quoted, recording, with_resume
+from fvlight.cli_resume import alone_in, quoted, recording, with_resume
 from fvlight.errors import FvlightError, did_you_mean
 from fvlight.trusted import trusted_class
 
@@ -144,7 +144,12 @@ def _application(config: Any, arguments: list[str]) -> int:
     if hydra_config.mode == RunMode.MULTIRUN:
         launching.refuse_in_sweep(settings["trainer"])
     again = [sys.executable, "-m", "fvlight", FOLLOW, *arguments, f"hydra.run.dir={quoted(run_dir)}"]
-    with launching.others_by(again), recording(run_dir, overrides) if settings["resume"] and leads() else nullcontext():
+    with ExitStack() as stack:
+        if leads():
+            stack.enter_context(alone_in(run_dir))
+        stack.enter_context(launching.others_by(again))
+        if leads() and settings["resume"]:
+            stack.enter_context(recording(run_dir, overrides))
         outcome = _outcome(settings, overrides, run_dir, command)
     return _finish(outcome, run_dir, overrides) if leads() else 0
 

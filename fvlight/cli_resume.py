@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +17,8 @@ from fvlight.cli_networks import add_library_networks
 from fvlight.errors import FvlightError
 
 AUTO = "auto"
+LOCK = ".lock"
+GRACE = 5.0  # seconds that a killed run's other processes may still take to end
 
 
 def with_resume(arguments: list[str], config_name: str) -> list[str] | None:
@@ -158,6 +163,44 @@ def _refuse_old_run(arguments: list[str]) -> None:
             f"hydra.run.dir={given[-1]}: there is a run already: go on with resume={given[-1]}, "
             "or choose another directory"
         )
+
+
+@contextmanager
+def alone_in(run_dir: Path) -> Iterator[None]:
+    """Keep other commands out of a run's folder. A lock ends with the processes that hold it, however they end.
+
+    Where there are no such locks (on Windows, on some file systems of networks), nothing is kept out.
+
+    Raises:
+        FvlightError: another command is at work there.
+    """
+    try:
+        from fcntl import LOCK_EX, LOCK_NB, flock
+    except ImportError:
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / LOCK).open("a+", encoding="utf-8") as file:
+        end = time.monotonic() + GRACE
+        while True:
+            try:
+                flock(file, LOCK_EX | LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() < end:
+                    time.sleep(0.1)
+                    continue
+                file.seek(0)
+                who = file.read() or "another command"
+                raise FvlightError(
+                    f"{who} is at work in {str(run_dir)!r}: wait for its end, stop it, or choose another directory"
+                ) from error
+            except OSError:  # no locks here
+                break
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def quoted(path: Path) -> str:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+from fvlight import cli_resume
 from fvlight.cli import CONFIG
-from fvlight.cli_resume import quoted, recorded, with_resume
+from fvlight.cli_resume import LOCK, alone_in, quoted, recorded, with_resume
 from fvlight.errors import FvlightError
 from tests.test_resume import (  # noqa: F401  (fixtures)
     SMALL,
@@ -170,3 +178,66 @@ def test_a_sweep_again(run: Run, finished: Path, tmp_path: Path, monkeypatch: py
         assert run(*command)[0] == 128 + signal.SIGTERM
     assert run(*command)[0] == 0
     assert outcome(tmp_path / "sweep" / "1") == outcome(finished)
+
+
+# -- one command at a time -------------------------------------------------------------------------------------
+
+HOLD = "import sys, time; from pathlib import Path; from fvlight.cli_resume import alone_in\n"
+HOLD += "with alone_in(Path(sys.argv[1])): print('here', flush=True); time.sleep(60)"
+
+
+def held(folder: Path) -> subprocess.Popen[str]:
+    """Another process that is at work in the folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "here\n"
+    return process
+
+
+def test_a_second_command_is_kept_out(
+    run: Run,  # noqa: F811
+    finished: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cli_resume, "GRACE", 0.3)
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+
+    def content() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != LOCK}
+
+    before = content()
+    with held(out) as process:
+        status, errors = run(f"resume={out}", "threshold=0.7")
+        who = f"process {process.pid} on {socket.gethostname()}"
+        wanted = f"fvlight: {who} is at work in '{out}': wait for its end, stop it, or choose another directory"
+        assert (status, errors) == (2, [wanted])
+        process.kill()
+    assert content() == before
+    assert run(f"resume={out}")[0] == 0  # the lock is gone with its process
+
+
+def test_it_waits_a_little_for_what_a_killed_run_has_left(tmp_path: Path) -> None:
+    with held(tmp_path) as process:
+        began = time.monotonic()
+        killer = threading.Timer(1.0, process.kill)
+        killer.start()
+        with alone_in(tmp_path):
+            assert 0.5 < time.monotonic() - began < cli_resume.GRACE
+            assert (tmp_path / LOCK).read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+        killer.join()
+    with alone_in(tmp_path):  # and again
+        pass
+
+
+def test_without_locks_nothing_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with alone_in(tmp_path), alone_in(tmp_path):
+        pass
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with alone_in(tmp_path), alone_in(tmp_path):
+        pass
