@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvlight.cli_networks import (
+from fvlight.command.networks import (
     LIST_LAYERS,
     LIST_NETWORKS,
     add_library_networks,
@@ -24,8 +24,8 @@ from fvlight.cli_networks import (
     print_layer_table,
     print_networks,
 )
-from fvlight.cli_processes import FOLLOW, JobResult, conclude_sweep, leads, require_one_folder, results, swept
-from fvlight.cli_resume import alone_in, quoted, recording, with_resume
+from fvlight.command.processes import FOLLOW, JobResult, conclude_sweep, leads, require_one_folder, results, swept
+from fvlight.command.resume import alone_in, quoted, recording, with_resume
 from fvlight.errors import FvlightError, did_you_mean
 from fvlight.trusted import trusted_class
 

@@ -16,11 +16,11 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from fvlight.errors import FvlightError
-from fvlight.graph import Graph
+from fvlight.graphs.graph import Graph
+from fvlight.graphs.operations import Axes, Unsupported
+from fvlight.graphs.tracing import trace
 from fvlight.network import Network
-from fvlight.operations import Axes, Unsupported
 from fvlight.receptive_field import ReceptiveField, fields, first_unsupported, node_of
-from fvlight.tracing import trace
 
 SIDES = (64, 128, 224, 299)  # pixels, tried in this order where a network does not say what images it takes
 UNKNOWN = "-"

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, fx
 
 from fvlight.errors import FvlightError
-from fvlight.graph import Graph
+from fvlight.graphs.graph import Graph
+from fvlight.graphs.operations import Axes, Pair, Unsupported
+from fvlight.graphs.program import Program
+from fvlight.graphs.tracing import trace
 from fvlight.hooks import read_with_hooks
 from fvlight.network import Network, split_call
-from fvlight.operations import Axes, Pair, Unsupported
-from fvlight.program import Program
 from fvlight.receptive_field import (
     ReceptiveField,
     field_of,
@@ -30,7 +31,6 @@ from fvlight.receptive_field import (
     whole,
     without_weights,
 )
-from fvlight.tracing import trace
 
 Position = Literal["center", "mean"] | int | Pair | None
 

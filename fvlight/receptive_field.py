@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from fvlight.errors import FvlightError
-from fvlight.graph import Graph
+from fvlight.graphs.graph import Graph
+from fvlight.graphs.operations import Local, Pair, Unsupported
+from fvlight.graphs.tracing import trace
 from fvlight.network import Network
-from fvlight.operations import Local, Pair, Unsupported
-from fvlight.tracing import trace
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout works without an installation
 
-from fvlight.reproduction import main
+from fvlight.command.reproduction import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,7 +19,7 @@ from fvlight import application, cli
 from fvlight.analysis import cadena2018, reinbold2020
 from fvlight.application import build_network, build_task, network_to_list
 from fvlight.cli import in_order
-from fvlight.cli_networks import add_library_networks
+from fvlight.command.networks import add_library_networks
 from fvlight.errors import FvlightError
 from fvlight.kinds import KINDS
 from fvlight.network import Network

@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fvlight import application, cli, cli_networks
+from fvlight import application, cli
+from fvlight.command import networks
 from fvlight.errors import FvlightError
 from fvlight.solvers import Evaluation
 from fvlight.tasks import DiverseTask
@@ -376,9 +377,9 @@ def test_library_networks_in_an_experiment(run: Run, tmp_path: Path, monkeypatch
     )
     own = f"[network={network.replace('_0', '_1')}, network.weights=random, layer=features.1, distance_layer=pixels]"
     (experiments / "two.yaml").write_text(f"# @package _global_\nruns: {{a: {own}, b: [network=simple_cell]}}\n")
-    folder = cli_networks.conf_folder()
-    (tmp_path / "conf" / cli_networks.LIBRARY_CONFIG).write_text((folder / cli_networks.LIBRARY_CONFIG).read_text())
-    monkeypatch.setattr(cli_networks, "conf_folder", lambda: tmp_path / "conf")
+    folder = networks.conf_folder()
+    (tmp_path / "conf" / networks.LIBRARY_CONFIG).write_text((folder / networks.LIBRARY_CONFIG).read_text())
+    monkeypatch.setattr(networks, "conf_folder", lambda: tmp_path / "conf")
     common = ["--config-dir", "conf", "trainer=cpu", "norm=1", *SMALL]
     assert run(*common, "experiment=one", "network.weights=random", "hydra.run.dir=one")[0] == 0
     summary = strict_json(tmp_path / "one" / "summary.json")

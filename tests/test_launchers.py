@@ -26,7 +26,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 
 import fvlight
 from fvlight import application, cli
-from fvlight.cli_processes import FOLLOW, JobResult, conclude_sweep, leads, require_one_folder, results, swept
+from fvlight.command.processes import FOLLOW, JobResult, conclude_sweep, leads, require_one_folder, results, swept
 from fvlight.errors import FvlightError
 from fvlight.tasks import DiverseTask
 from fvlight.training import launching

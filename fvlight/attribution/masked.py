@@ -21,12 +21,12 @@ from torch import Tensor, fx, nn
 
 from fvlight.attribution.units import read_maps
 from fvlight.errors import FvlightError
-from fvlight.graph import Graph
+from fvlight.graphs.graph import Graph
+from fvlight.graphs.operations import MAP, Local, Pair, Unsupported, name_of
+from fvlight.graphs.program import Program, Step
+from fvlight.graphs.tracing import trace
 from fvlight.network import Network
-from fvlight.operations import MAP, Local, Pair, Unsupported, name_of
-from fvlight.program import Program, Step
 from fvlight.receptive_field import ReceptiveField, fields, node_of, require_weights
-from fvlight.tracing import trace
 
 WORTH = 0.1  # of all numbers that the network writes: what a shared beginning must save
 POSITIONWISE = ("pointwise", "elementwise", "concatenate")

@@ -32,8 +32,8 @@ from fvlight.attribution.units import (
     withdrawn,
 )
 from fvlight.errors import FvlightError, unknown
+from fvlight.graphs.operations import Pair
 from fvlight.network import InputSpace, Network
-from fvlight.operations import Pair
 
 Fill = Literal["grey", "mean", "random", "blur"] | Sequence[float]
 FILLS = ("grey", "mean", "random", "blur")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fvlight.errors import FvlightError
+from fvlight.graphs.operations import Pair
 from fvlight.network import InputSpace
-from fvlight.operations import Pair
 from fvlight.parameterizations.pixels import CLIP, SigmoidPixels, require
 
 # A square root of the covariance of ImageNet's colours, before it is divided by its longest column.

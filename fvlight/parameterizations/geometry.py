@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fvlight.errors import FvlightError
+from fvlight.graphs.operations import Pair
 from fvlight.network import InputSpace
-from fvlight.operations import Pair
 from fvlight.parameterizations.pixels import require
 
 RENDERED, PREVIOUS = 5, 96  # channels of a rendering; of the frame before it, as SRNet takes it

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fvlight.errors import FvlightError
+from fvlight.graphs.operations import Pair
 from fvlight.network import InputSpace
-from fvlight.operations import Pair
 
 # Half a step between two of the 256 levels of a photograph: clipped images look the same on a screen.
 CLIP = 1 / 512

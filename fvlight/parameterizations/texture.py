@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fvlight.errors import FvlightError
-from fvlight.operations import Pair
+from fvlight.graphs.operations import Pair
 from fvlight.parameterizations.spectral import precondition, spectral_filter
 
 

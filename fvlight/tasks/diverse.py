@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from fvlight.analysis.diverse import DiverseResult
 from fvlight.errors import FvlightError
+from fvlight.graphs.operations import Unsupported
+from fvlight.graphs.tracing import preceding_layer
 from fvlight.network import Network
 from fvlight.objectives import Convention, convention_named, diverse_score, min_pair_distance
-from fvlight.operations import Unsupported
 from fvlight.parameterizations import NormSphere
 from fvlight.priors import identity_of, likelihoods
 from fvlight.readout import Position, Readout
 from fvlight.solvers import Adam, Evaluation, Patience, Status
 from fvlight.tasks.base import ProblemTask, count_units, require_units
 from fvlight.tasks.identity import fingerprint, seed_of
-from fvlight.tracing import preceding_layer
 
 LAMBDAS = (0.0, *(0.02 * 2**k for k in range(11)))  # [C]: 0.02 ... 20.48, and 0 to compare with
 PIXELS = "pixels"

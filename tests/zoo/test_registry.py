@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import fvlight.conf
 from fvlight import FvlightError, Network, Readout, ReceptiveField, receptive_field
+from fvlight.graphs.tracing import preceding_layer
 from fvlight.settings import parse_units
-from fvlight.tracing import preceding_layer
 from fvlight.zoo import list_networks, load_network
 from fvlight.zoo.foreign import NAME as FOREIGN
 from fvlight.zoo.registry import BUILDERS, register

@@ -1,4 +1,4 @@
-"""fvlight.crops against plain indexing."""
+"""fvlight.graphs.crops against plain indexing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fvlight.crops import Crop, crop_all
+from fvlight.graphs.crops import Crop, crop_all
 
 DOUBLE, ALL = torch.float64, slice(None)
 PARTS: list[Crop] = [

@@ -1,4 +1,4 @@
-"""fvlight.frozen against plain torch autograd in float64, over all that the fast paths tell apart."""
+"""fvlight.graphs.frozen against plain torch autograd in float64, over all that the fast paths tell apart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fvlight.frozen import FEW_CHANNELS, Affine, FrozenConv2d, folded, unit_rows
+from fvlight.graphs.frozen import FEW_CHANNELS, Affine, FrozenConv2d, folded, unit_rows
 from tests.helpers import relative_error
 
 CPU, DOUBLE = torch.device("cpu"), torch.float64

@@ -1,4 +1,4 @@
-"""fvlight.normalisation against torch's own local response normalisation and finite differences."""
+"""fvlight.graphs.normalisation against torch's own local response normalisation and finite differences."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fvlight import normalisation
-from fvlight.normalisation import local_response_norm
+from fvlight.graphs import normalisation
+from fvlight.graphs.normalisation import local_response_norm
 from tests.helpers import relative_error
 
 DOUBLE = torch.float64

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fvlight.classification import RESHAPES, classify
-from fvlight.operations import (
+from fvlight.graphs.classification import RESHAPES, classify
+from fvlight.graphs.operations import (
     Axes,
     Call,
     Local,

@@ -1,4 +1,4 @@
-"""fvlight.fusion: what is computed together with a convolution, against the module's own operations in float64."""
+"""fvlight.graphs.fusion: what is computed together with a convolution, against the module itself in float64."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fvlight import Network, Readout
-from fvlight.fusion import Fused, affine_of, fuse
-from fvlight.graph import Graph
-from fvlight.tracing import trace
+from fvlight.graphs.fusion import Fused, affine_of, fuse
+from fvlight.graphs.graph import Graph
+from fvlight.graphs.tracing import trace
 from tests.helpers import built, full_map, interior_unit, relative_error, windows
 
 DOUBLE = torch.float64

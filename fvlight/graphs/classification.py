@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
-from fvlight.operations import (
+from fvlight.graphs.operations import (
     ALONG,
     JOINS,
     MAP,
@@ -30,7 +30,7 @@ from fvlight.operations import (
 )
 
 if TYPE_CHECKING:
-    from fvlight.graph import Graph
+    from fvlight.graphs.graph import Graph
 
 # --- by name: of a function, of a method, of an in-place twin (without its underscore) ---------------------
 

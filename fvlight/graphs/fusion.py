@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fvlight.frozen import Affine
-from fvlight.graph import Graph
+from fvlight.graphs.frozen import Affine
+from fvlight.graphs.graph import Graph
 
 RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 STATISTICS = ("running_mean", "running_var", "weight", "bias")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fvlight.cli_networks import add_library_networks
+from fvlight.command.networks import add_library_networks
 from fvlight.errors import FvlightError
 
 AUTO = "auto"

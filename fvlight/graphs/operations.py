@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 if TYPE_CHECKING:
-    from fvlight.graph import Graph
+    from fvlight.graphs.graph import Graph
 
 Pair = tuple[int, int]
 Axes = Pair | None  # where height and width stand; None where positions have been mixed beyond recognition

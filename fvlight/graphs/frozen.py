@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fvlight.operations import Pair, as_pair
+from fvlight.graphs.operations import Pair, as_pair
 
 FEW_CHANNELS = 4  # up to here 2 x 2 pixels times channels fill one 16-wide vector
 Affine = tuple[Tensor, Tensor]  # scale and shift of each channel, float64

@@ -1,4 +1,4 @@
-"""fvlight.graph: the kinds of operations, tracing, and the layer that distances are measured in."""
+"""fvlight.graphs.graph: the kinds of operations, tracing, and the layer that distances are measured in."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fvlight import Network
-from fvlight.classification import CHANNEL_MODULES, POINTWISE, POINTWISE_MODULES
-from fvlight.graph import Graph
-from fvlight.operations import Local, Unsupported
-from fvlight.tracing import preceding_layer, trace
+from fvlight.graphs.classification import CHANNEL_MODULES, POINTWISE, POINTWISE_MODULES
+from fvlight.graphs.graph import Graph
+from fvlight.graphs.operations import Local, Unsupported
+from fvlight.graphs.tracing import preceding_layer, trace
 from fvlight.zoo import load_network
 from fvlight.zoo.vgg import vgg19
 from tests.helpers import snapshot, torchvision_network

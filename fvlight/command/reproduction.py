@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from fvlight.cli import USAGE_ERROR, configurations, explain, quoted
-from fvlight.cli_networks import conf_folder
+from fvlight.command.networks import conf_folder
+from fvlight.command.reproduction_page import RECORD, figures, gather, read_json, render, without_folders
 from fvlight.errors import FvlightError, unknown
-from fvlight.reproduction_page import RECORD, figures, gather, read_json, render, without_folders
 from fvlight.results import SUMMARY, write_atomically
 
 PAPER = "cadena2018"
@@ -178,7 +178,7 @@ def run(folder: Path) -> tuple[int, str, list[int]]:
             process.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    root = str(Path(__file__).resolve().parents[1])  # the same fvlight as this one, installed or not
+    root = str(Path(__file__).resolve().parents[2])  # the same fvlight as this one, installed or not
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     try:
         process = subprocess.Popen(

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from fvlight import cli_resume
 from fvlight.cli import CONFIG
-from fvlight.cli_resume import LOCK, alone_in, quoted, recorded, with_resume
+from fvlight.command import resume
+from fvlight.command.resume import LOCK, alone_in, quoted, recorded, with_resume
 from fvlight.errors import FvlightError
 from tests.test_resume import (  # noqa: F401  (fixtures)
     SMALL,
@@ -182,7 +182,7 @@ def test_a_sweep_again(run: Run, finished: Path, tmp_path: Path, monkeypatch: py
 
 # -- one command at a time -------------------------------------------------------------------------------------
 
-HOLD = "import sys, time; from pathlib import Path; from fvlight.cli_resume import alone_in\n"
+HOLD = "import sys, time; from pathlib import Path; from fvlight.command.resume import alone_in\n"
 HOLD += "with alone_in(Path(sys.argv[1])): print('here', flush=True); time.sleep(60)"
 
 
@@ -200,7 +200,7 @@ def test_a_second_command_is_kept_out(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cli_resume, "GRACE", 0.3)
+    monkeypatch.setattr(resume, "GRACE", 0.3)
     out = tmp_path / "out"
     shutil.copytree(finished, out)
 
@@ -224,7 +224,7 @@ def test_it_waits_a_little_for_what_a_killed_run_has_left(tmp_path: Path) -> Non
         killer = threading.Timer(1.0, process.kill)
         killer.start()
         with alone_in(tmp_path):
-            assert 0.5 < time.monotonic() - began < cli_resume.GRACE
+            assert 0.5 < time.monotonic() - began < resume.GRACE
             assert (tmp_path / LOCK).read_text() == f"process {os.getpid()} on {socket.gethostname()}"
         killer.join()
     with alone_in(tmp_path):  # and again

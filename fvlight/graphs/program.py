@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fvlight.classification import PADS, RESHAPES, full_index, pad_widths
-from fvlight.crops import Crop, crop_all
-from fvlight.frozen import FrozenConv2d, unit_rows
-from fvlight.fusion import Fused, fuse
-from fvlight.graph import BATCH, Graph
-from fvlight.normalisation import local_response_norm
-from fvlight.operations import Local, Pair, arguments, as_pair, in_place_argument, name_of
+from fvlight.graphs.classification import PADS, RESHAPES, full_index, pad_widths
+from fvlight.graphs.crops import Crop, crop_all
+from fvlight.graphs.frozen import FrozenConv2d, unit_rows
+from fvlight.graphs.fusion import Fused, fuse
+from fvlight.graphs.graph import BATCH, Graph
+from fvlight.graphs.normalisation import local_response_norm
+from fvlight.graphs.operations import Local, Pair, arguments, as_pair, in_place_argument, name_of
 
 Interval = tuple[Pair, Pair]  # (first, last) unit in height and in width, both counted
 Value = Any  # a tensor, or whatever else a traced node may hold

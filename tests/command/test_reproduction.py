@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from fvlight import cli, reproduction
-from fvlight.cli_networks import conf_folder
+from fvlight import cli
+from fvlight.command import reproduction
+from fvlight.command.networks import conf_folder
+from fvlight.command.reproduction import RECORD, checkpoint, chosen, experiments, main, make_ready, prepare
+from fvlight.command.reproduction_page import figures, gather, load, render, without_folders
 from fvlight.errors import FvlightError
-from fvlight.reproduction import RECORD, checkpoint, chosen, experiments, main, make_ready, prepare
-from fvlight.reproduction_page import figures, gather, load, render, without_folders
 from tests.helpers import handlers_taken_off, one_thread  # noqa: F401  (the second: a fixture for all tests)
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CORNER = "fig9_corner"  # a single run, no weights to load
 CELLS = "fig2_complex_cells"
 SMALL = ["restarts=1", "solver.max_steps=4", "lambda_grid.values=[0,0.5]", "trainer=cpu", "images_per_problem=2"]
