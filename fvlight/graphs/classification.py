@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx, nn
 
@@ -28,9 +28,7 @@ from fvlight.graphs.operations import (
     as_pair,
     name_of,
 )
-
-if TYPE_CHECKING:
-    from fvlight.graphs.graph import Graph
+from fvlight.graphs.trace import Trace
 
 # --- by name: of a function, of a method, of an in-place twin (without its underscore) ---------------------
 
@@ -71,7 +69,7 @@ PADS: tuple[type[nn.Module], ...] = (
 UPSAMPLING_MODULES: tuple[type[nn.Module], ...] = (nn.Upsample, nn.ConvTranspose2d, nn.PixelShuffle, nn.Fold)
 
 
-def classify(graph: Graph) -> dict[fx.Node, Operation | Unsupported]:
+def classify(graph: Trace) -> dict[fx.Node, Operation | Unsupported]:
     """What each node that depends on the images does with space, in one pass from the images on."""
     found: dict[fx.Node, Operation | Unsupported] = {}
     known: dict[fx.Node, Operation] = {graph.input: Operation("pointwise")}

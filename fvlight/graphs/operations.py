@@ -9,21 +9,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
-if TYPE_CHECKING:
-    from fvlight.graphs.graph import Graph
+from fvlight.graphs.trace import Pair, Trace, Unsupported
 
-Pair = tuple[int, int]
 Axes = Pair | None  # where height and width stand; None where positions have been mixed beyond recognition
 
 MAP: Pair = (2, 3)
-
-
-class Unsupported(Exception):
-    """The graph holds an operation whose window is not known; its text names the node."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +125,7 @@ def in_place_argument(node: fx.Node) -> int | None:
 class Call:
     """One node with what it is called on."""
 
-    def __init__(self, graph: Graph, node: fx.Node, axes: Callable[[fx.Node], Axes]) -> None:
+    def __init__(self, graph: Trace, node: fx.Node, axes: Callable[[fx.Node], Axes]) -> None:
         self.graph, self.node, self.module = graph, node, graph.module_of(node)
         self.sources = graph.sources(node)
         self.inputs = [axes(source) for source in self.sources]

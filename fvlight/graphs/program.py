@@ -22,9 +22,10 @@ from fvlight.graphs.classification import PADS, RESHAPES, full_index, pad_widths
 from fvlight.graphs.crops import Crop, crop_all
 from fvlight.graphs.frozen import FrozenConv2d, unit_rows
 from fvlight.graphs.fusion import Fused, fuse
-from fvlight.graphs.graph import BATCH, Graph
+from fvlight.graphs.graph import Graph
 from fvlight.graphs.normalisation import local_response_norm
 from fvlight.graphs.operations import Local, Pair, arguments, as_pair, in_place_argument, name_of
+from fvlight.graphs.trace import BATCH
 
 Interval = tuple[Pair, Pair]  # (first, last) unit in height and in width, both counted
 Value = Any  # a tensor, or whatever else a traced node may hold

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fvlight.graphs.graph import BATCH, Graph
+from fvlight.graphs.graph import Graph
 from fvlight.graphs.operations import Local, Pair, Unsupported
+from fvlight.graphs.trace import BATCH
 from fvlight.network import Network
 
 SIDE = 512  # pixels, for the shapes in networks that do not say what images they take
