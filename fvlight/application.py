@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 
 import fvlight
 from fvlight.analysis import cadena2018, gruen2016, gruen2016_reconstruction, reinbold2020
-from fvlight.analysis.claims import Claim
+from fvlight.analysis.claims import Claim, MissingRun, Runs
 from fvlight.errors import FvlightError, unknown
 from fvlight.kinds import kind_named, nan_problems
 from fvlight.network import Network
@@ -135,15 +135,23 @@ def conclude(
     networks: Mapping[str, Network],
     run_dir: Path,
 ) -> list[dict[str, Any]]:
-    """The claims that a configuration asks for, for ``summary.json``; their figures are added to the run's."""
+    """The claims that a configuration asks for, for ``summary.json``; their figures are added to the run's.
+
+    None, with a line that says so, where they need a run that was left out.
+    """
     name = config.get("claims")
     if not name:
         return []
     if name not in CLAIMS:
         raise unknown("set of claims", name, CLAIMS)
-    if name in FIGURES:
-        FIGURES[name](results, networks, run_dir)
-    return [claim.as_dict() for claim in CLAIMS[name](results, networks)]
+    results, networks = Runs(results), Runs(networks)
+    try:
+        if name in FIGURES:
+            FIGURES[name](results, networks, run_dir)
+        return [claim.as_dict() for claim in CLAIMS[name](results, networks)]
+    except MissingRun as missing:
+        print(f"claims={name}: not measured, they need the run {missing}, which was left out", file=sys.stderr)
+        return []
 
 
 def _summary(
@@ -189,6 +197,7 @@ def run_experiment(
             nan[name] = text
     if not parts:  # another process writes
         return Outcome({}, {}, {}, run_dir, interrupted=0)
+    claims = conclude(config, results, networks, run_dir)
     summary = {
         "task": "experiment",
         "experiment": config.get("experiment_name"),
@@ -197,8 +206,8 @@ def run_experiment(
         "version": fvlight.__version__,
         "command": command,
         "runs": parts,
-        **(reinbold2020.measures(results, networks) if config["claims"] in reinbold2020.CLAIMS else {}),
-        "claims": conclude(config, results, networks, run_dir),
+        **(reinbold2020.measures(results, networks) if claims and config["claims"] in reinbold2020.CLAIMS else {}),
+        "claims": claims,
         "warnings": [f"{name}: {text}" for name, part in parts.items() for text in part["warnings"]],
     }
     write_summary(run_dir, summary)

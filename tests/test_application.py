@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -366,6 +367,26 @@ def test_claims_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(FvlightError, match=r"'cornr'.*'corner'"):
         application.conclude({"claims": "cornr"}, {}, {}, tmp_path)
     assert application.conclude({"claims": None}, {}, {}, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("claims", "left_out", "missing"),
+    [
+        ("invariance_of_units", "random_0", "trained"),
+        ("shifts_and_averages", "texture_conv3_1", "texture_X beside its diverse_X"),
+        ("shifts_and_averages", "diverse_conv3_1", "texture_X beside its diverse_X"),
+        ("natural_prior", "prior", "without"),
+        ("dead_directions", "realize", "invert"),
+    ],
+)
+def test_claims_about_a_run_that_was_left_out(
+    claims: str, left_out: str, missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After hours of the others: what they have found is kept."""
+    there = {left_out: SimpleNamespace()}
+    assert application.conclude({"claims": claims}, there, there, tmp_path) == []  # type: ignore[arg-type]
+    said = f"claims={claims}: not measured, they need the run {missing}, which was left out\n"
+    assert capsys.readouterr().err == said
 
 
 # -- experiments -------------------------------------------------------------------------------------------

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn, TypeVar
+
+from fvlight.errors import FvlightError
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -26,3 +30,14 @@ class Claim:
     def as_dict(self) -> dict[str, Any]:
         """For ``summary.json``."""
         return asdict(self)
+
+
+class MissingRun(FvlightError):
+    """A claim is about a run that an experiment was told to leave out; its text names the run."""
+
+
+class Runs(dict[str, Value]):
+    """What there is of an experiment's runs, by their names."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise MissingRun(name)

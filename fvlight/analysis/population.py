@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from fvlight.analysis.claims import Claim
+from fvlight.analysis.claims import Claim, MissingRun
 from fvlight.analysis.diverse import DiverseResult
 from fvlight.analysis.indices import Estimate, bootstrap, combination_index, shift_index
 from fvlight.errors import FvlightError
@@ -125,11 +125,16 @@ class LayerIndices:
 
 
 def indices_of_layers(results: Mapping[str, Any], networks: Mapping[str, Network]) -> list[LayerIndices]:
-    """From runs `diverse_X` and `texture_X` of the same units, for every X, in their order."""
+    """From runs `diverse_X` and `texture_X` of the same units, for every X that has both, in their order.
+
+    Raises:
+        MissingRun: no X has both.
+        FvlightError: the two are of different units.
+    """
     found = []
     for name, diverse in results.items():
         kind, _, which = name.partition("_")
-        if kind != "diverse":
+        if kind != "diverse" or f"texture_{which}" not in results:
             continue
         texture, network = results[f"texture_{which}"], networks[name]
         if diverse.units != texture.units:
@@ -140,6 +145,8 @@ def indices_of_layers(results: Mapping[str, Any], networks: Mapping[str, Network
         shift = shift_index(texture.activations, templates)
         combination, shift = (index.where(chosen, float("nan")) for index in (combination, shift))
         found.append(LayerIndices(which, diverse.units, combination, shift))
+    if not found:
+        raise MissingRun("texture_X beside its diverse_X")
     return found
 
 
