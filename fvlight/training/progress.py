@@ -21,7 +21,8 @@ from rich.progress import (
 class ProblemProgressBar(ProgressBar):
     """A bar with problems solved and the time left; off a terminal a line now and then. In process 0 alone.
 
-    The task says how far it is by ``progress()``: the share of the work that is done, and a few words.
+    The task says how far it is by ``progress()``: the share of the work that is done, and a few words. The time left
+    goes by what has been done since the first block: what was done before a run was gone on with took none of its time.
 
     Args:
         seconds: between two lines where the output is not a terminal.
@@ -33,6 +34,7 @@ class ProblemProgressBar(ProgressBar):
         self._progress: Progress | None = None
         self._task_id: Any = None
         self._began, self._next = 0.0, 0.0
+        self._first: tuple[float, float] | None = None  # when the first block ended, and how far the run was then
         self._enabled = True
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -47,7 +49,7 @@ class ProblemProgressBar(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._began = time.monotonic()
+        self._began, self._first = time.monotonic(), None
         self._next = self._began + self.seconds
         if not self._enabled or not sys.stderr.isatty():
             return
@@ -64,19 +66,20 @@ class ProblemProgressBar(ProgressBar):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         if not self._enabled:
             return
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, pl_module.progress()[0]
+            if self._progress is not None:
+                self._progress.reset(self._task_id, completed=self._first[1])  # type: ignore[arg-type]  # a share
         if self._progress is not None:
             share, words = pl_module.progress()
             self._progress.update(self._task_id, completed=share, words=words)
-        elif time.monotonic() >= self._next:
+        elif now >= self._next:
             share, words = pl_module.progress()
-            elapsed = time.monotonic() - self._began
-            self._next = time.monotonic() + self.seconds
-            left = elapsed * (1 - share) / share if share else float("nan")
-            print(
-                f"{share:6.1%} {elapsed:6.0f} s, at most {left:.0f} s left, {words}",
-                file=sys.stderr,
-                flush=True,
-            )
+            self._next = now + self.seconds
+            done = share - self._first[1]
+            left = f"at most {(now - self._first[0]) * (1 - share) / done:.0f} s left, " if done > 0 else ""
+            print(f"{share:6.1%} {now - self._began:6.0f} s, {left}{words}", file=sys.stderr, flush=True)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.on_train_start(trainer, pl_module)

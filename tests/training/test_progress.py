@@ -14,7 +14,7 @@ from fvlight.solvers import Adam, Patience, Status
 from fvlight.tasks.base import ProblemTask
 from fvlight.training import ProblemProgressBar, progress
 
-FORM = re.compile(r"^ *([\d.]+)% +(\d+) s, at most (\d+|nan) s left, (\d+) of (\d+) problems solved$")
+FORM = re.compile(r"^ *([\d.]+)% +(\d+) s, (?:at most (\d+) s left, )?(\d+) of (\d+) problems solved$")
 
 
 def task(status: list[Status], steps: list[int], max_steps: int = 100) -> Any:
@@ -47,23 +47,24 @@ def clocked(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
+@pytest.mark.parametrize("before", [0, 40])
 def test_off_a_terminal_a_line_now_and_then(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    before: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Of two problems one is solved, at a step per second; what had been done before the run took no time of it."""
     clock, bar = clocked(monkeypatch), ProblemProgressBar(seconds=30)
-    state = task([Status.CONVERGED, Status.ACTIVE, Status.WAITING, Status.WAITING], [9, 0, 0, 0])
-    bar.on_train_start(None, state)  # type: ignore[arg-type]
-    for _ in range(95):  # 95 s of blocks of 1 s
+    bar.on_train_start(None, None)  # type: ignore[arg-type]
+    for second in range(1, 96):
         clock.now += 1
+        state = task([Status.ACTIVE, Status.CONVERGED], [before + second, 3], max_steps=200)
         bar.on_train_batch_end(None, state)  # type: ignore[arg-type]
-    bar.on_train_end(None, state)  # type: ignore[arg-type]
+    bar.on_train_end(None, None)  # type: ignore[arg-type]
     output, errors = capsys.readouterr()
     assert output == ""
     found = [FORM.match(line) for line in errors.splitlines()]
     assert all(found)
-    # a quarter is done: three times the time so far is left
     assert [[float(number) for number in match.groups()] for match in found if match] == [
-        [25.0, elapsed, 3 * elapsed, 1, 4] for elapsed in (30, 60, 90)
+        [50 + (before + elapsed) / 4, elapsed, 200 - before - elapsed, 1, 2] for elapsed in (30, 60, 90)
     ]
 
 
@@ -71,13 +72,13 @@ def test_no_estimate_before_anything_is_done(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock, bar = clocked(monkeypatch), ProblemProgressBar(seconds=1)
-    state = task([Status.ACTIVE], [0])
-    bar.on_train_start(None, state)  # type: ignore[arg-type]
+    bar.on_train_start(None, None)  # type: ignore[arg-type]
     clock.now += 5
-    bar.on_train_batch_end(None, state)  # type: ignore[arg-type]
-    match = FORM.match(capsys.readouterr().err.rstrip("\n"))
-    assert match
-    assert match[3] == "nan"
+    bar.on_train_batch_end(None, task([Status.ACTIVE], [50]))  # type: ignore[arg-type]
+    assert capsys.readouterr().err == " 50.0%      5 s, 0 of 1 problems solved\n"
+    clock.now += 5
+    bar.on_train_batch_end(None, task([Status.ACTIVE], [60]))  # type: ignore[arg-type]
+    assert capsys.readouterr().err == " 60.0%     10 s, at most 20 s left, 0 of 1 problems solved\n"
 
 
 def test_a_disabled_bar_is_silent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,6 +105,8 @@ def test_on_a_terminal_a_bar_that_ends_with_the_run(
     bar.on_train_start(None, task([Status.ACTIVE, Status.WAITING], [0, 0]))  # type: ignore[arg-type]
     live = bar._progress
     assert live is not None
+    bar.on_train_batch_end(None, task([Status.CONVERGED, Status.ACTIVE], [3, 49]))  # type: ignore[arg-type]
+    assert live.tasks[0].speed is None  # what was done before the first block is no speed of this run's
     bar.on_train_batch_end(None, task([Status.CONVERGED, Status.ACTIVE], [3, 50]))  # type: ignore[arg-type]
     assert live.tasks[0].percentage == pytest.approx(75.0)
     assert live.tasks[0].fields["words"] == "1 of 2 problems solved"
