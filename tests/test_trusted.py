@@ -197,11 +197,11 @@ SAFE = {"torch.load": ("weights_only", (["True"],)), "np.load": ("allow_pickle",
 HARMLESS = {"OmegaConf.load", "json.loads"}  # YAML without tags, JSON
 KNOWN = {
     ("fvlight/trusted.py", "pkgutil.resolve_name"),  # the allow-list itself
-    ("fvlight/reproduction.py", "subprocess.Popen"),  # the command `fvlight`
+    ("fvlight/command/reproduction.py", "subprocess.Popen"),  # the command `fvlight`
     ("fvlight/training/launching.py", "subprocess.Popen"),  # the same, for the other processes of a run
     ("scripts/train.py", "import_module"),  # a module of fvlight.zoo.training
     ("fvlight/images.py", "image.load"),  # Pillow's
-    ("fvlight/reproduction_page.py", "load"),  # its own: a summary
+    ("fvlight/command/reproduction_page.py", "load"),  # its own: a summary
 }
 
 

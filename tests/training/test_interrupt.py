@@ -43,10 +43,11 @@ class Loop(SimpleNamespace):
 
 @pytest.fixture(autouse=True)
 def handlers_come_back() -> Iterator[None]:
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever has started pytest may ignore it
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
     after = [signal.getsignal(number) for number in SIGNALS]
-    for number, handler in zip(SIGNALS, before, strict=True):
+    for number, handler in zip(SIGNALS, [found, *before[1:]], strict=True):
         signal.signal(number, handler)
     assert after == before
 
