@@ -169,6 +169,10 @@ def pytest_sessionstart() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)  # others keep their order
+
+
 def _existing(path: Path, what: str) -> Path:
     if not path.exists():
         pytest.skip(f"{what} not found at {path}; FVLIGHT_SHARED names the folder that holds it")

@@ -122,6 +122,7 @@ def losses(train: ModuleType, *arguments: str) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "experiment"),
     [("densenet_bc_22_12", "densenet_bc"), ("densenet_bc_22_12_without_4", "densenet_bc_without_4")],
@@ -139,6 +140,7 @@ def test_densenet_begins_as_the_one_that_shipped(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_srnet_begins_as_the_one_that_shipped(train: ModuleType, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On sixty crops of the same sort, which may be easier or harder: the loss beside that of bilinear upscaling."""
     expected, bilinear = first_loss("srnet"), number_in(TRAINED / "srnet.safetensors", "bilinear_loss")

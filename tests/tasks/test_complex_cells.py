@@ -56,6 +56,7 @@ def is_as_it_should_be(result, network):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("varied", ["seed", "network.seed"])
 def test_hubel_wiesel_cell_in_at_least_nine_of_ten_seeds(varied):
     """The run's seed draws the starts, the network's the cell itself."""
