@@ -141,3 +141,47 @@ def test_the_summary_holds_plain_numbers() -> None:
     assert unit["unit"] == 3
     assert unit["least_activation"] <= unit["mean_activation"] <= unit["largest_activation"]
     assert unit["mean_activation"] == pytest.approx(float(result.activations[1].mean()))
+
+
+# -- silent starts ---------------------------------------------------------------------------------------------
+
+
+def corner_task() -> TextureTask:
+    """A unit that sees 9 x 9 pixels and responds to the last of them alone, where that is bright."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 1, 9), nn.ReLU(), nn.Conv2d(1, 1, 1))
+    with torch.no_grad():
+        module[0].weight.zero_()[0, 0, -1, -1] = 1
+        module[0].bias.fill_(-1e-6)
+        module[2].bias.zero_()
+    network = Network(module, "corner", InputSpace(channels=1, photographic=False))
+    return TextureTask(network, "2", [0], norm=5.0)
+
+
+@pytest.mark.parametrize("bright", [(8, 8), (9, 12), (15, 15)])
+def test_a_texture_is_not_silent_if_a_single_crop_is_not(bright: tuple[int, int]) -> None:
+    task, raw = corner_task(), torch.zeros(1, 17, 17)
+    raw[0, 0, 0] = 1.0  # the last pixel of no crop
+    assert task.texture.places == (8, 8)
+    assert task._silent(raw, 0)
+    raw[0, bright[0], bright[1]] = 1.0
+    with torch.no_grad():
+        found = task._activations(task.texture.textures(raw[None]), torch.tensor([0]))
+    assert (found != 0.0).sum() == 1
+    assert not task._silent(raw, 0)
+
+
+def test_a_few_crops_tell_that_a_start_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, looked_at = small_task(), 0
+    crops = task.texture.crops
+
+    def counted(*args: Any) -> Tensor:
+        nonlocal looked_at
+        found = crops(*args)
+        looked_at += found.shape[1]
+        return found
+
+    monkeypatch.setattr(task.texture, "crops", counted)
+    task.start(torch.tensor([0]))
+    assert task.redrawn[0] == 0
+    assert 0 < looked_at <= 16 < 49
