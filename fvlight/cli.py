@@ -11,7 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,12 +144,11 @@ def _application(config: Any, arguments: list[str]) -> int:
     if hydra_config.mode == RunMode.MULTIRUN:
         launching.refuse_in_sweep(settings["trainer"])
     again = [sys.executable, "-m", "fvlight", FOLLOW, *arguments, f"hydra.run.dir={quoted(run_dir)}"]
-    with ExitStack() as stack:
-        if leads():
-            stack.enter_context(alone_in(run_dir))
-        stack.enter_context(launching.others_by(again))
-        if leads() and settings["resume"]:
-            stack.enter_context(recording(run_dir, overrides))
+    with (
+        alone_in(run_dir) if leads() else nullcontext(),
+        launching.others_by(again),
+        recording(run_dir, overrides) if settings["resume"] and leads() else nullcontext(),
+    ):
         outcome = _outcome(settings, overrides, run_dir, command)
     return _finish(outcome, run_dir, overrides) if leads() else 0
 

@@ -48,10 +48,15 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
     return path
 
 
+def write_text(path: Path, text: str) -> Path:
+    """`write_atomically` of a text, in UTF-8."""
+    return write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> Path:
     """``summary.json``; numbers must be finite or None."""
     text = json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False)
-    return write_atomically(run_dir / SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))
+    return write_text(run_dir / SUMMARY, text)
 
 
 def write_images(run_dir: Path, images: Tensor, display: Tensor, **others: Tensor) -> Path:
@@ -83,4 +88,4 @@ def write_metrics(run_dir: Path, columns: list[str], rows: list[list[Any]]) -> P
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
-    return write_atomically(run_dir / METRICS, lambda path: path.write_text(buffer.getvalue(), encoding="utf-8"))
+    return write_text(run_dir / METRICS, buffer.getvalue())

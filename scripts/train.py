@@ -26,7 +26,7 @@ CONFIG = Path(__file__).resolve().parents[1] / "zoo" / "training" / "conf"
 
 def run(config: dict[str, Any], run_dir: Path, command: str) -> int:
     """Fit, then write weights, figures and pictures; the exit status."""
-    from fvlight.results import write_atomically, write_summary
+    from fvlight.results import write_summary, write_text
     from fvlight.training import fit
     from fvlight.zoo.training.base import write_weights
     from fvlight.zoo.training.card import card
@@ -51,7 +51,7 @@ def run(config: dict[str, Any], run_dir: Path, command: str) -> int:
     }  # fmt: skip
     write_summary(run_dir, summary)
     text = card(out.name, task, summary)
-    write_atomically(out.with_suffix(".md"), lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(out.with_suffix(".md"), text)
     for key, value in figures.items():
         print(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
     print(out)

@@ -26,9 +26,17 @@ from typing import Any
 
 from fvlight.cli import USAGE_ERROR, configurations, explain, quoted
 from fvlight.command.networks import conf_folder
-from fvlight.command.reproduction_page import RECORD, figures, gather, read_json, render, without_folders
+from fvlight.command.reproduction_page import (
+    RECORD,
+    figures,
+    gather,
+    kept_figures,
+    read_json,
+    render,
+    without_folders,
+)
 from fvlight.errors import FvlightError, unknown
-from fvlight.results import SUMMARY, write_atomically
+from fvlight.results import SUMMARY, write_atomically, write_text
 
 PAPER = "cadena2018"
 LOG = "output.log"
@@ -151,11 +159,7 @@ def complete(run_dir: Path) -> bool:
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """``reproduction.json``: the settings of an experiment's runs, where and when they were computed."""
-    _write(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False))
-
-
-def _write(file: Path, text: str) -> None:
-    write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False))
 
 
 # -- running ---------------------------------------------------------------------------------------------------
@@ -281,7 +285,7 @@ def main(given: Sequence[str] | None = None) -> int:
         shown += ["--images FOLDER" if images else "", *(without_folders(text) for text in options.overrides)]
         page = (options.report or out / "REPRODUCTION.md").expanduser().resolve()
         kept, status = page.with_suffix(".json"), 0
-        gather(out, experiments(), kept)  # what is wrong with it is said before hours of work
+        kept_figures(kept)  # what is wrong with it is said before hours of work
         try:
             if not options.render_only:
                 arguments = " ".join(filter(None, shown))
@@ -290,8 +294,8 @@ def main(given: Sequence[str] | None = None) -> int:
             status = 130
         finally:
             found = gather(out, experiments(), kept)
-            _write(kept, figures(found))
-            _write(page, render(found, options.findings.expanduser()))
+            write_text(kept, figures(found))
+            write_text(page, render(found, options.findings.expanduser()))
             print(page)
         return status
     except FvlightError as error:

@@ -17,7 +17,6 @@ from fvlight.errors import FvlightError
 
 RECORD = "reproduction.json"
 VERDICTS = {True: "yes", False: "**no**", None: "undecided"}
-NOT_RUN = "not run"
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Experiment:
     """
 
     name: str
-    state: str = NOT_RUN
+    state: str = "not run"
     origin: dict[str, str] = field(default_factory=dict)
     claims: list[dict[str, Any]] = field(default_factory=list)
     runs: list[dict[str, str]] = field(default_factory=list)
@@ -43,7 +42,7 @@ class Experiment:
         return self.name.partition("_")[0].removeprefix("fig")
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> Any:
     """A file's content, None where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -77,19 +76,26 @@ def gather(out: Path, names: Sequence[str], kept: Path) -> list[Experiment]:
     """The experiments of a page: as they are in ``out``, or in the file ``kept`` where ``out`` has no figures of them.
 
     Raises:
-        FvlightError: the file is not one that this command has written.
+        FvlightError: as `kept_figures`.
     """
-    try:
-        stored = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
-        before = {one["name"]: Experiment(**one) for one in stored}
-    except (ValueError, TypeError, KeyError) as error:
-        raise FvlightError(f"{kept} holds no figures of a page: move it away, or choose another --report") from error
-    found = [load(out, name) for name in names]
+    before, found = kept_figures(kept), [load(out, name) for name in names]
     return [one if one.origin else before.get(one.name, one) for one in found]
 
 
+def kept_figures(kept: Path) -> dict[str, Experiment]:
+    """The experiments in a page's file of figures, by name; none without a file.
+
+    Raises:
+        FvlightError: it is not one that this command has written.
+    """
+    try:
+        return {one["name"]: Experiment(**one) for one in read_json(kept) or ()}
+    except (ValueError, TypeError, KeyError) as error:
+        raise FvlightError(f"{kept} holds no figures of a page: move it away, or choose another --report") from error
+
+
 def figures(found: Sequence[Experiment]) -> str:
-    """What `gather` takes for ``kept``: of the experiments that have figures."""
+    """What `kept_figures` reads: the experiments that have figures."""
     return json.dumps([asdict(one) for one in found if one.origin], indent=1, ensure_ascii=False) + "\n"
 
 

@@ -24,7 +24,7 @@ from fvlight.kinds.explained import explained_layer, explained_unit, method_opti
 from fvlight.kinds.responses import image_size
 from fvlight.network import Network
 from fvlight.pictures import Pictures, collate, converted, left_out, picture_files
-from fvlight.results import write_atomically, write_tensors
+from fvlight.results import write_tensors, write_text
 from fvlight.settings import number, parse_position
 from fvlight.tasks.attribution import Attribution, AttributionTask, MapWriter, read_parts
 from fvlight.tasks.identity import fingerprint, require_same
@@ -225,7 +225,7 @@ def _require_identity(path: Path, task: PictureAttribution) -> None:
     if path.is_file():
         require_same(json.loads(path.read_text(encoding="utf-8")), mine)
     else:
-        write_atomically(path, lambda part: part.write_text(json.dumps(mine), encoding="utf-8"))
+        write_text(path, json.dumps(mine))
 
 
 def settings(task: PictureAttribution, origin: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from fvlight.network import Network
 from fvlight.report import add_figure
 from fvlight.report.map_quality import CAPTION, measures_figure
 from fvlight.report.mosaic import figure_png
-from fvlight.results import write_atomically
+from fvlight.results import write_text
 
 TABLE = "table.csv"
 
@@ -22,7 +22,7 @@ def draw_comparison(results: Mapping[str, MapQuality], networks: Mapping[str, Ne
     rows = table(results)
     buffer = io.StringIO(newline="")
     csv.writer(buffer, lineterminator="\n").writerows([COLUMNS, *rows])
-    write_atomically(run_dir / TABLE, lambda path: path.write_text(buffer.getvalue(), encoding="utf-8"))
+    write_text(run_dir / TABLE, buffer.getvalue())
     values: dict[str, dict[str, dict[str, dict[str, float | None]]]] = {}
     for run, _, _, _, method, measure, value, low, high, _ in rows:
         numbers = {"value": value, "low": low, "high": high}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,6 +52,10 @@ class Texture:
         self.places = (height, width) if every_place else (max(height - 1, 1), max(width - 1, 1))
         self.mask = window_mask(self.crop, (height / sigma_ratio, width / sigma_ratio)).float()
         self._gain = spectral_filter(height, width).float() if preconditioned else None
+
+    def stride(self, crops: int) -> int:
+        """Every so many-th place in height and in width leaves about that many crops."""
+        return math.ceil(math.sqrt(self.places[0] * self.places[1] / crops))
 
     def start(self, seed: int) -> Tensor:
         """Raw parameters (C, 2 H - 1, 2 W - 1) of one problem: white noise from its own seed; float32."""

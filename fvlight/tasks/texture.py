@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,8 +123,7 @@ class TextureTask(ProblemTask):
         self.readout, self.texture, self.layer = readout, texture, layer
         self.units = require_units(units, readout, layer)
         self.restarts, self.seed, self.worst, self.crops_per_step = restarts, seed, worst, crops_per_step
-        places = texture.places[0] * texture.places[1]
-        self._stride = math.ceil(math.sqrt(places / (crops_per_step or places)))
+        self._stride = texture.stride(crops_per_step) if crops_per_step else 1
         self.crops_at_once = crops_at_once
         self.prior, self.alpha = prior if alpha or measure_prior else None, alpha
         self.preconditioned, self.sigma_ratio = preconditioned, sigma_ratio
@@ -213,7 +211,7 @@ class TextureTask(ProblemTask):
         """Whether no crop has a gradient: a few of them, far apart, are looked at first, and mostly tell."""
         texture = raw[None].to(self.device).requires_grad_()
         height, width = self.texture.places
-        step = math.ceil(math.sqrt(height * width / LOOKED_AT))
+        step = self.texture.stride(LOOKED_AT)
         for first in itertools.product(range(min(step, height)), range(min(step, width))):
             activations = self._activations(
                 self.texture.textures(texture), self._unit_of[row : row + 1], step=step, first=first
